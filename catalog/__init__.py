@@ -1,0 +1,1 @@
+"""Names to provider, model, access and price: the ground floor's reference book, which sees no telemetry."""

@@ -1,0 +1,1 @@
+"""The shell: command line, settings, wiring, HTTP API. Nothing imports it."""
