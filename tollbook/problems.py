@@ -1,0 +1,93 @@
+"""What can go wrong in front of a caller: every code with its HTTP status, its title and what to do next.
+
+Answers are `application/problem+json` (RFC 9457). One table, so that a code means the same everywhere and
+the reference cannot forget one. A problem never carries a value that the caller sent, a path or a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One sort of problem: HTTP status, a title, and the next step for the caller."""
+
+    status: int
+    title: str
+    next: str
+
+
+_NARROW = "select fewer rows or columns, or raise sql.memory_bytes"
+_READYZ = "wait until /readyz answers 200; its `reasons` say what is missing"
+
+KINDS: dict[str, Kind] = {
+    "invalid_request": Kind(400, "The request is not valid", "correct what `errors` names, send it again"),
+    "invalid_cursor": Kind(400, "The cursor does not fit", "start without `cursor`, with the same filters"),
+    "sql_error": Kind(400, "The query failed", "correct it; `DESCRIBE calls` lists a table's columns"),
+    "sql_refused": Kind(400, "The statement is not allowed", "send one SELECT, WITH, EXPLAIN or DESCRIBE"),
+    "query_timeout": Kind(422, "The query took too long", "narrow it, or raise sql.timeout_s"),
+    "query_too_large": Kind(422, "The query needs too much memory", _NARROW),
+    "query_killed": Kind(422, "The query was ended", _NARROW),
+    "not_found": Kind(404, "There is no such thing", "/openapi.json lists every path"),
+    "method_not_allowed": Kind(405, "Not with this method", "/openapi.json lists every path's methods"),
+    "not_acceptable": Kind(
+        406,
+        "No such format",
+        "ask for application/json, text/csv or application/vnd.apache.arrow.stream",
+    ),
+    "conflict": Kind(
+        409, "It contradicts what was said before", "read the current state, then send what fits"
+    ),
+    "too_large": Kind(413, "The body is too large", "send a smaller one"),
+    "unsupported_media_type": Kind(415, "Content type not taken", "send `content-type: application/json`"),
+    "foreign_host": Kind(
+        403,
+        "The Host header is not this server's",
+        "use a loopback address, or list the name in server.allowed_hosts",
+    ),
+    "foreign_origin": Kind(403, "Foreign web pages are refused", "call the API from a program"),
+    "reader_busy": Kind(429, "Too many queries", "wait as long as Retry-After says, send it again"),
+    "reader_unavailable": Kind(503, "No reader is up", _READYZ),
+    "not_published": Kind(503, "Nothing is published yet", _READYZ),
+    "not_ready": Kind(503, "tollbook is not ready", _READYZ),
+    "internal": Kind(500, "tollbook made a mistake", "see the server's log; the request may be sent again"),
+}
+
+
+class Problem(Exception):
+    """A refusal that the caller sees: `code` of KINDS, a sentence, and more members for the answer."""
+
+    def __init__(self, code: str, detail: str, *, retry_after_s: int | None = None, **members: Any) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.members = members
+
+    @property
+    def status(self) -> int:
+        return KINDS[self.code].status
+
+    def body(self) -> bytes:
+        """The problem document as JSON."""
+        kind = KINDS[self.code]
+        document = {
+            "type": f"urn:tollbook:problem:{self.code}",
+            "title": kind.title,
+            "status": kind.status,
+            "code": self.code,
+            "detail": self.detail,
+            "next": kind.next,
+        }
+        return orjson.dumps({**document, **self.members})
+
+    def headers(self) -> dict[str, str]:
+        """The answer's headers."""
+        more = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return {"content-type": MEDIA_TYPE, **more}
