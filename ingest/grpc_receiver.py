@@ -1,0 +1,89 @@
+"""OTLP over gRPC: the three standard services, on raw bytes.
+
+The messages are not deserialised by gRPC (the intake checks them, within its limits, and stores the bytes)
+and the answer is an empty Export*ServiceResponse, which is no bytes at all. A bad request is
+INVALID_ARGUMENT, overload is RESOURCE_EXHAUSTED and a failing disk UNAVAILABLE, both with a RetryInfo that
+the OpenTelemetry exporters obey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+
+from .intake import Intake, Reason, Refused, Transport
+from .otlp import SHAPES, Encoding, Signal
+from .rpc_status import Code, status_proto
+
+_Export = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+
+_CODES: Final = {
+    Reason.NOT_OTLP: (grpc.StatusCode.INVALID_ARGUMENT, Code.INVALID_ARGUMENT),
+    Reason.OVERLOAD: (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.RESOURCE_EXHAUSTED),
+    Reason.JOURNAL: (grpc.StatusCode.UNAVAILABLE, Code.UNAVAILABLE),
+}
+
+
+async def start_grpc(intake: Intake, *, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """A running server for OTLP/gRPC on `host`:`port` (0: any free port), and the port it is bound to.
+
+    OSError when the address cannot be had.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", intake.limits.max_body_bytes),
+            ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
+        ],
+        maximum_concurrent_rpcs=intake.limits.max_concurrent_rpcs,
+    )
+    server.add_generic_rpc_handlers(tuple(_service(intake, signal) for signal in Signal))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen for OTLP/gRPC on {address}") from error
+    await server.start()
+    return server, bound
+
+
+def _service(intake: Intake, signal: Signal) -> Any:
+    handler = grpc.unary_unary_rpc_method_handler(_export(intake, signal))
+    return grpc.method_handlers_generic_handler(SHAPES[signal].grpc_service, {"Export": handler})
+
+
+def _export(intake: Intake, signal: Signal) -> _Export:
+    """The Export method of one signal's service."""
+    counts = intake.counts
+    key = signal, Transport.GRPC
+
+    async def export(body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        counts.requests[key] += 1
+        intake.held_bytes += len(body)
+        try:
+            intake.refuse_overload()
+            offset = await intake.take(signal, Encoding.PROTOBUF, body)
+        except Refused as refused:
+            counts.refused[refused.reason] += 1
+            await _abort(context, refused, retry_after_s=intake.limits.retry_after_s)
+        finally:
+            intake.held_bytes -= len(body)
+        counts.acknowledged[key] += 1
+        counts.acknowledged_bytes += len(body)
+        context.set_trailing_metadata((("tollbook-offset", str(offset)),))
+        return b""
+
+    return export
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[bytes, bytes], refused: Refused, *, retry_after_s: int
+) -> NoReturn:
+    """End the call with the refusal's code and a google.rpc.Status that says when to come again."""
+    status, code = _CODES[refused.reason]
+    retry = None if refused.reason is Reason.NOT_OTLP else retry_after_s
+    details = status_proto(code, str(refused), retry_after_s=retry)
+    await context.abort(status, str(refused), (("grpc-status-details-bin", details),))
+    raise AssertionError("abort returned")
