@@ -193,7 +193,7 @@ ENDLESS = [
     "SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))",
     "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) FROM r",
     "SELECT length(repeat('x', 2000000000))",
-    "SELECT sum(length(repeat('ab', 100000000))) FROM range(1000)",
+    "SELECT sum(length(repeat('ab', 100000000 + i))) FROM range(100000) t(i)",
     "SELECT list(i ORDER BY i) FROM range(200000000) t(i)",
 ]
 
