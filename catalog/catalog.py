@@ -1,0 +1,119 @@
+"""The catalogue as the ledger uses it: resolve a batch of calls, rate it, explain one.
+
+It works on Polars frames and belongs in the ledger's process. A process that must stay light asks
+`catalog.quote`, which prices from the same rows.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from catalog.compile import load_prices
+from catalog.prices import PriceFinder
+from catalog.provider_book import Book, load_book
+from catalog.rate import Rater
+from catalog.resolve import Evidence, Resolution, Resolver
+from catalog.table import PriceTable
+
+__all__ = ["Catalog", "catalog_version"]
+
+_EVIDENCE: dict[str, pl.DataType] = {
+    "request_model": pl.String(),
+    "response_model": pl.String(),
+    "provider_name": pl.String(),
+    "server_address": pl.String(),
+    "server_port": pl.Int32(),
+    "url": pl.String(),
+    "emitter": pl.String(),
+    "access_hint": pl.String(),
+    "access_evidence": pl.String(),
+    "credential_kind": pl.String(),
+}
+"""Columns that resolving reads, in the order of Evidence; one that is absent counts as not told."""
+
+_MODIFIERS = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+_RESOLVED: dict[str, pl.DataType] = {
+    "provider": pl.String(),
+    "served_model": pl.String(),
+    "model": pl.String(),
+    "snapshot": pl.String(),
+    "resolution": pl.String(),
+    "modifiers": _MODIFIERS,
+    "access": pl.String(),
+    "access_evidence": pl.String(),
+    "access_confidence": pl.String(),
+    "plan_id": pl.String(),
+}
+
+
+def catalog_version(table: PriceTable, book: Book) -> str:
+    """Give the SHA-256 over the compiled table and the reviewed data: one version, one set of answers."""
+    return sha256(f"{table.sha256}\n{book.sha256}\n".encode()).hexdigest()
+
+
+class Catalog:
+    """Providers, models, access and prices of one version."""
+
+    def __init__(self, table: PriceTable, book: Book, *, assume_unknown_access: bool = True) -> None:
+        self.table = table
+        self.version = catalog_version(table, book)
+        self._resolver = Resolver(book)
+        self._finder = PriceFinder(book, table, self._resolver)
+        self._rater = Rater(
+            table, self._finder, version=self.version, assume_unknown_access=assume_unknown_access
+        )
+
+    @classmethod
+    def load(cls, cache_dir: Path | None = None, *, assume_unknown_access: bool = True) -> Catalog:
+        """Load the reviewed data and the compiled prices (compiled into `cache_dir` when absent).
+
+        `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed'); otherwise
+        their billed cost stays NULL. Raises CatalogError with what to do.
+        """
+        return cls(load_prices(cache_dir), load_book(), assume_unknown_access=assume_unknown_access)
+
+    def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence, confidence) and plan_id.
+
+        Distinct sets of evidence are resolved once. `access_evidence` is replaced by what the answer rests on.
+        """
+        told = calls.select(_told(calls, name, dtype) for name, dtype in _EVIDENCE.items())
+        numbered = told.with_columns(_NUMBER)
+        distinct = numbered.unique("evidence", keep="first")
+        answers = [_row(self._resolver.resolve(Evidence(*row[:-1]))) for row in distinct.iter_rows()]
+        found = pl.DataFrame(answers, schema=_RESOLVED, orient="row").with_columns(distinct["evidence"])
+        joined = numbered.select("evidence").join(found, on="evidence", how="left", maintain_order="left")
+        return calls.with_columns(joined.drop("evidence").get_columns())
+
+    def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id, catalog_version."""
+        return self._rater.rate(calls)
+
+
+_NUMBER = pl.struct(pl.all()).alias("evidence")
+
+
+def _told(calls: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Expr:
+    if name not in calls.columns:
+        return pl.lit(None, dtype=dtype).alias(name)
+    column = pl.col(name).cast(dtype)
+    return column.str.replace(r"[?#].*$", "") if name == "url" else column
+
+
+def _row(answer: Resolution) -> tuple[Any, ...]:
+    return (
+        answer.provider,
+        answer.served_model,
+        answer.model,
+        answer.snapshot,
+        answer.resolution,
+        [{"key": key, "value": value} for key, value in answer.modifiers],
+        answer.access.access,
+        answer.access.evidence,
+        answer.access.confidence,
+        answer.access.plan_id,
+    )

@@ -1,0 +1,30 @@
+"""Faults of the catalogue: one tree, so that a caller can tell bad data from a bad call.
+
+    CatalogError
+    ├── ProviderDataError   a reviewed TOML file is wrong: names file, key and what is allowed
+    └── PriceDataError      the price source could not be compiled or its cache not written
+
+Data that is merely unknown (a model without a price) is never an error: it is NULL with a reason.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CatalogError", "PriceDataError", "ProviderDataError"]
+
+
+class CatalogError(Exception):
+    """Base of every fault raised by this package."""
+
+    code = "catalog_error"
+
+
+class ProviderDataError(CatalogError):
+    """A reviewed data file does not validate; the message lists every place and what to do there."""
+
+    code = "catalog_data_invalid"
+
+
+class PriceDataError(CatalogError):
+    """Prices could not be compiled from the installed source, or the compiled cache not written."""
+
+    code = "catalog_prices_unavailable"
