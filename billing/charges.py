@@ -1,0 +1,153 @@
+"""Fused observations to rows of `calls`: one row per call, its figures merged field by field, then priced.
+
+Tokens and everything the price hangs on come from the innermost record (lowest rank), the surroundings
+(who, which session, which agent) from the outermost. A field that no record tells stays NULL.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from billing import tables
+
+COUNTED = "call"
+"""The role of an observation that is a model call. Aggregates repeat calls and are never added to them."""
+
+_INNER = (
+    "started_at",
+    "ended_at",
+    "duration_ms",
+    "ttft_ms",
+    "http_status",
+    "streaming",
+    "trace_hi",
+    "trace_lo",
+    "span_id",
+    "response_id",
+    "request_id",
+    "provider_name",
+    "server_address",
+    "url",
+    "request_model",
+    "response_model",
+    "operation",
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "audio_input_tokens",
+    "audio_output_tokens",
+    "service_tier",
+    "speed",
+    "batch",
+    "region",
+    "access_hint",
+    "access_evidence",
+)
+_OUTER = (
+    "emitter",
+    "service",
+    "agent",
+    "session_id",
+    "user_id",
+    "account_id",
+    "team",
+    "project",
+    "environment",
+    "labels",
+    "reported_cost_usd",
+)
+_IDENTITY = ("id_hi", "id_lo")
+
+
+class Pricing(Protocol):
+    """What charges need of the catalogue."""
+
+    version: str
+
+    def resolve(self, calls: pl.DataFrame) -> pl.DataFrame: ...
+
+    def rate(self, calls: pl.DataFrame) -> pl.DataFrame: ...
+
+
+def charge(fused: pl.DataFrame, pricing: Pricing, *, now: datetime) -> pl.DataFrame:
+    """Rows of `calls` (without `revision`) from fused observations (`billing.fusion.fuse`)."""
+    facts = _facts(_merge(fused.filter(pl.col("role") == COUNTED)))
+    return _finish(pricing.rate(pricing.resolve(facts)), now)
+
+
+def call_id(id_hi: str, id_lo: str) -> pl.Expr:
+    """The stable id of the call whose smallest observation identity is in these two columns."""
+    return pl.concat_str(pl.lit("c"), hex_digits(id_hi), hex_digits(id_lo))
+
+
+def hex_digits(column: str) -> pl.Expr:
+    """An unsigned 64-bit column as 16 hex digits; NULL stays NULL."""
+    return pl.col(column).map_batches(_hex, return_dtype=pl.String)
+
+
+def _hex(words: pl.Series) -> pl.Series:
+    digits = words.fill_null(0).to_numpy().astype(">u8").tobytes().hex().encode()
+    offsets = np.arange(len(words) + 1, dtype=np.int32) * 16
+    text = pa.StringArray.from_buffers(len(words), pa.py_buffer(offsets), pa.py_buffer(digits))
+    frame = pl.DataFrame({"text": pl.Series(values=text), "known": words.is_not_null()})
+    return frame.select(pl.when("known").then("text")).to_series()
+
+
+def _merge(fused: pl.DataFrame) -> pl.DataFrame:
+    """One row per group. Groups of one record, nearly all of them, are taken as they are."""
+    crowded = pl.len().over("group") > 1
+    single = fused.filter(~crowded).with_columns(pl.lit(1, pl.Int32).alias("observation_count"))
+    several = fused.filter(crowded)
+    columns = [*_IDENTITY, *_INNER, *_OUTER, "signal", "status", "error_type", "observation_count"]
+    if several.is_empty():
+        return single.select(columns)
+    return pl.concat([single.select(columns), _merged(several).select(columns)])
+
+
+def _merged(several: pl.DataFrame) -> pl.DataFrame:
+    inward = several.sort("group", "rank", *_IDENTITY)
+    failed = (pl.col("status") == "error").all()
+    first = [pl.col(column).drop_nulls().first() for column in (*_INNER, "signal")]
+    inner = inward.group_by("group", maintain_order=True).agg(
+        *(pl.col(column).sort_by(*_IDENTITY).first() for column in _IDENTITY),
+        *first,
+        pl.len().cast(pl.Int32).alias("observation_count"),
+        pl.when(failed).then(pl.lit("error")).otherwise(pl.lit("ok")).alias("status"),
+        pl.when(failed).then(pl.col("error_type").drop_nulls().first()).alias("error_type"),
+    )
+    outward = several.sort("group", "rank", *_IDENTITY, descending=[False, True, False, False])
+    outer = outward.group_by("group", maintain_order=True).agg(
+        *(pl.col(column).drop_nulls().first() for column in _OUTER)
+    )
+    return inner.join(outer, on="group")
+
+
+def _facts(merged: pl.DataFrame) -> pl.DataFrame:
+    """The merged rows under the names of `calls`."""
+    wall_ms = (pl.col("ended_at") - pl.col("started_at")).dt.total_microseconds() / 1000
+    return merged.with_columns(
+        call_id(*_IDENTITY).alias("call_id"),
+        pl.col("duration_ms").fill_null(wall_ms),
+        pl.col("signal").alias("basis"),
+        pl.lit(1, pl.Int64).alias("call_count"),
+        pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
+        hex_digits("span_id"),
+    )
+
+
+def _finish(priced: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    absent = {
+        "usage_details": pl.lit(None, pl.List(pl.Struct({"key": pl.String, "value": pl.Int64}))),
+        "plan_draw": pl.lit(None, pl.Decimal(38, 12)),
+        "revision": pl.lit(1, pl.Int32),
+        "recorded_at": pl.lit(now).cast(pl.Datetime("us", "UTC")),
+    }
+    return priced.with_columns(**absent).select(tables.names(tables.CALLS))

@@ -1,0 +1,320 @@
+"""The ledger: one DuckDB file, one writer, one transaction per batch.
+
+A transaction holds the batch's observations, span links, calls, superseded revisions, dirty hours and the
+journal offset, so a crash at any moment leaves all of a batch or nothing of it, and a replay from the offset
+is exact. It refuses to decide anything: fusion says what is one call, charges say what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from billing import spend, tables
+from billing.charges import COUNTED, Pricing, call_id, charge
+from billing.fusion import HORIZON, fuse
+from billing.related import IDENTITY, related, stored_links, unseen, window_of
+from billing.store import append, connect, frames, read
+from ingest.observation import LINKS
+
+_BOOKKEEPING = ("revision", "recorded_at")
+_CHARGE = (
+    "access",
+    "access_evidence",
+    "access_confidence",
+    "plan_id",
+    "usage_complete",
+    "list_cost_usd",
+    "billed_cost_usd",
+    "plan_draw",
+    "cost_status",
+    "price_id",
+    "catalog_version",
+)
+"""What is frozen on a call when it is written."""
+_CHARGED_BY = (
+    "started_at",
+    "status",
+    "provider",
+    "served_model",
+    "model",
+    "resolution",
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "output_tokens",
+    "audio_input_tokens",
+    "audio_output_tokens",
+    "service_tier",
+    "speed",
+    "batch",
+    "region",
+)
+"""What a charge is computed from: while these stay, a new revision keeps the old charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction loads: the frames of `ingest.observe` and controls, up to a journal position."""
+
+    observations: pl.DataFrame
+    links: pl.DataFrame
+    rejects: pl.DataFrame
+    unrecognised: pl.DataFrame
+    position: int
+    controls: Sequence[tuple[int, bytes]] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a transaction did: calls written and replaced, records told before, and the change of spend.
+
+    `spend` is the message that keeps the front's budgets equal to the ledger (`billing.spend`).
+    """
+
+    position: int
+    written: int
+    replaced: int
+    repeated: int
+    spend: dict[str, Any]
+
+
+class Ledger:
+    """The open ledger. One thread writes; others take a `cursor`."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, epoch: str, pricing: Pricing) -> None:
+        self._db = connection
+        self._epoch = epoch
+        self._pricing = pricing
+        self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
+        self.position = _number(connection, "SELECT max(position) FROM commits WHERE epoch = ?", epoch)
+        self._feed = spend.SpendFeed(connection, epoch=epoch)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        epoch: str,
+        pricing: Pricing,
+        memory_limit: str = "512MB",
+        threads: int = 2,
+        wait_s: float = 60,
+    ) -> Ledger:
+        """Open or create the ledger for the journal of this epoch; see `store.connect` for the errors."""
+        connection = connect(path, memory_limit=memory_limit, threads=threads, wait_s=wait_s)
+        return cls(connection, epoch=epoch, pricing=pricing)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own on the same database, for another thread."""
+        cursor = self._db.cursor()
+        cursor.execute("USE ledger")
+        return cursor
+
+    def close(self) -> None:
+        """Close the file; what is committed stays."""
+        self._db.close()
+
+    def load(self, batch: Batch) -> Commit:
+        """Commit a batch whole, or raise and leave nothing of it."""
+        try:
+            with self._transaction():
+                commit = self._write(batch, self._commit_no + 1, datetime.now(UTC))
+        except BaseException:
+            self._feed.rolled_back()
+            raise
+        self._feed.committed()
+        self._commit_no, self.position = self._commit_no + 1, batch.position
+        return commit
+
+    def spend_snapshot(self) -> dict[str, Any]:
+        """All budgets with their spend as of the last commit, for the front."""
+        return self._feed.snapshot(position=self.position, now=datetime.now(UTC))
+
+    def forget_old_evidence(
+        self, *, links_before: datetime, observations_before: datetime, published_commit: int
+    ) -> None:
+        """Delete span links and observations that are past their retention, and marks that are published."""
+        with self._transaction():
+            self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
+            self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            self._db.execute("DELETE FROM dirty_hours WHERE commit_no <= ?", [published_commit])
+            self._db.execute("DELETE FROM commits WHERE commit_no < ?", [self._commit_no])
+
+    def observations_of(self, call: str, started_at: datetime) -> pl.DataFrame:
+        """The observations that were fused into a call, found the way fusion found them."""
+        smallest = pl.DataFrame(
+            {"id_hi": [int(call[1:17], 16)], "id_lo": [int(call[17:33], 16)]},
+            schema={"id_hi": pl.UInt64, "id_lo": pl.UInt64},
+        )
+        with frames(self._db, wanted=smallest):
+            query = (
+                "SELECT o.* EXCLUDE (commit_no) FROM observations o JOIN wanted USING (id_hi, id_lo) "
+                "WHERE o.started_at BETWEEN ? AND ?"
+            )
+            seed = read(self._db, query, [started_at - HORIZON, started_at + HORIZON])
+        if seed.is_empty():
+            return seed
+        everything = pl.concat(
+            [seed, related(self._db, seed, pl.DataFrame(schema=LINKS)).select(seed.columns)]
+        )
+        fused = fuse(everything, stored_links(self._db, everything))
+        return fused.filter(pl.col("group") == fused.join(smallest, on=IDENTITY)["group"][0]).drop("group")
+
+    def _write(self, batch: Batch, commit_no: int, now: datetime) -> Commit:
+        fresh = unseen(self._db, batch.observations)
+        removed, written = self._write_calls(fresh, batch.links, commit_no)
+        append(self._db, "observations", fresh, commit_no=commit_no)
+        self._append_links(batch.links, commit_no)
+        self._count_unrecognised(batch.unrecognised)
+        append(self._db, "rejects", batch.rejects)
+        self._feed.apply_controls(batch.controls)
+        self._mark_dirty(removed, written, commit_no)
+        self._db.execute(
+            "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
+        )
+        return Commit(
+            position=batch.position,
+            written=len(written),
+            replaced=len(removed),
+            repeated=len(batch.observations) - len(fresh),
+            spend=self._feed.delta(before=removed, after=written, position=batch.position, now=now),
+        )
+
+    def _write_calls(
+        self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        counted = fresh.filter(pl.col("role") == COUNTED)
+        old = related(self._db, counted, links)
+        everything = pl.concat([counted, old])
+        walked = pl.concat([links.select(list(LINKS)), stored_links(self._db, everything)])
+        fused = fuse(everything, walked)
+        charged = charge(fused, self._pricing, now=datetime.now(UTC))
+        removed, written = self._revised(charged, old) if len(old) else (charged.clear(), charged)
+        if len(removed):
+            self._retire(removed.join(_heirs(fused), on="call_id", how="left"), commit_no)
+        append(self._db, "calls", written, commit_no=commit_no)
+        return removed, written
+
+    def _revised(self, charged: pl.DataFrame, old: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The stored calls that these replace, and the calls to write; what did not change is in neither."""
+        stored = self._calls_of(old).cast(dict(charged.schema))  # type: ignore[arg-type]
+        current = _keep_charges(charged, stored)
+        content = [name for name in current.columns if name not in _BOOKKEEPING]
+        same = pl.concat([_digests(stored, content), _digests(current, content)])
+        unchanged = same.filter(pl.len().over("call_id", "digest") == 2).select("call_id").unique()
+        removed = stored.join(unchanged, on="call_id", how="anti")
+        written = current.join(unchanged, on="call_id", how="anti")
+        return removed, _count_revisions(written, removed)
+
+    def _calls_of(self, observed: pl.DataFrame) -> pl.DataFrame:
+        """The current calls that any of these observations may have lent its identity."""
+        low, high = window_of(observed, column="started_at")
+        with frames(self._db, wanted=observed.select(call_id(*IDENTITY).alias("call_id"))):
+            query = (
+                f"SELECT {_CALL_COLUMNS} FROM calls WHERE started_at BETWEEN ? AND ? "
+                "AND call_id IN (SELECT call_id FROM wanted)"
+            )
+            return read(self._db, query, [low - HORIZON, high + HORIZON])
+
+    def _retire(self, replaced: pl.DataFrame, commit_no: int) -> None:
+        """Move replaced rows, which name their heirs, from `calls` to `call_revisions`."""
+        append(self._db, "call_revisions", replaced, commit_no=commit_no)
+        low, high = window_of(replaced, column="started_at")
+        with frames(self._db, wanted=replaced.select("call_id")):
+            self._db.execute(
+                "DELETE FROM calls WHERE started_at BETWEEN ? AND ? AND call_id IN (SELECT call_id FROM wanted)",
+                [low, high],
+            )
+
+    def _append_links(self, links: pl.DataFrame, commit_no: int) -> None:
+        now = pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC"))
+        append(
+            self._db,
+            "span_links",
+            links.select(list(LINKS)).with_columns(received_at=now),
+            commit_no=commit_no,
+        )
+
+    def _mark_dirty(self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int) -> None:
+        touched = pl.concat([removed.select("started_at"), written.select("started_at")])
+        hours = touched.select(pl.col("started_at").dt.truncate("1h").alias("hour")).unique()
+        append(self._db, "dirty_hours", hours, commit_no=commit_no)
+
+    def _count_unrecognised(self, counts: pl.DataFrame) -> None:
+        if counts.is_empty():
+            return
+        with frames(self._db, told=counts):
+            self._db.execute(
+                "UPDATE unrecognised u SET count = u.count + t.count, last_seen = now() FROM told t WHERE "
+                f"{_SAME_KIND}"
+            )
+            self._db.execute(
+                "INSERT INTO unrecognised SELECT t.scope, t.name, t.signal, t.count, now() FROM told t "
+                f"WHERE NOT EXISTS (SELECT 1 FROM unrecognised u WHERE {_SAME_KIND})"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN TRANSACTION")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        try:
+            self._db.execute("ROLLBACK")
+        except duckdb.TransactionException:
+            return  # DuckDB had ended the transaction by itself
+
+
+_CALL_COLUMNS = ", ".join(tables.names(tables.CALLS))
+_SAME_KIND = (
+    "u.scope IS NOT DISTINCT FROM t.scope AND u.name IS NOT DISTINCT FROM t.name AND u.signal = t.signal"
+)
+
+
+def _number(connection: duckdb.DuckDBPyConnection, query: str, *parameters: object) -> int:
+    row = connection.execute(query, list(parameters)).fetchone()
+    return int(row[0] or 0) if row else 0
+
+
+def _keep_charges(current: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
+    """Give each call the charge it was written with, where nothing it was computed from has changed."""
+    before = stored.select("call_id", *_CHARGED_BY, *_CHARGE)
+    both = current.join(before, on="call_id", how="left", suffix="_before")
+    known = pl.col("catalog_version_before").is_not_null()
+    same = pl.all_horizontal(known, *(pl.col(c).eq_missing(pl.col(f"{c}_before")) for c in _CHARGED_BY))
+    kept = [pl.when(same).then(pl.col(f"{c}_before")).otherwise(pl.col(c)).alias(c) for c in _CHARGE]
+    return both.with_columns(kept).select(current.columns)
+
+
+def _digests(calls: pl.DataFrame, content: list[str]) -> pl.DataFrame:
+    return calls.select("call_id", calls.select(content).hash_rows().alias("digest"))
+
+
+def _count_revisions(written: pl.DataFrame, removed: pl.DataFrame) -> pl.DataFrame:
+    last = removed.select("call_id", pl.col("revision").alias("last"))
+    numbered = written.join(last, on="call_id", how="left")
+    return numbered.with_columns((pl.col("last").fill_null(0) + 1).cast(pl.Int32).alias("revision")).drop(
+        "last"
+    )
+
+
+def _heirs(fused: pl.DataFrame) -> pl.DataFrame:
+    """For every observation's id as a call, the id of the call it is part of now, where that is another."""
+    ids = fused.select(call_id(*IDENTITY).alias("call_id"), "group")
+    leaders = ids.with_row_index("leader").select("leader", pl.col("call_id").alias("superseded_by"))
+    named = ids.join(leaders, left_on="group", right_on="leader")
+    return named.filter(pl.col("call_id") != pl.col("superseded_by")).select("call_id", "superseded_by")

@@ -1,0 +1,186 @@
+"""The published file: what people read while the ledger is being written.
+
+A staging file follows the ledger commit by commit (calls, revisions, rollups, budgets) in transactions of its
+own; publishing is checkpoint, copy, fsync and an atomic rename of that file. It holds no observations, so no
+copy of the evidence ever leaves the ledger. Staging is derived: if it is lost it is built again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from billing import rollup, spend, tables
+from billing.store import append, attach, frames, read
+
+STAGING = "staging"
+_CHUNK_ROWS = 250_000
+_CALLS = ", ".join(tables.names(tables.CALLS))
+_REVISIONS = ", ".join(tables.names(tables.CALL_REVISIONS))
+_UNPRICED_VIEW = """
+CREATE OR REPLACE VIEW staging.unpriced_models AS
+SELECT served_model, provider, model, sum(call_count) AS calls, sum(input_tokens) AS input_tokens,
+       sum(output_tokens) AS output_tokens, max(started_at) AS last_seen
+FROM calls WHERE cost_status = 'unpriced' GROUP BY ALL ORDER BY calls DESC
+"""
+_DIRTY = "SELECT DISTINCT hour FROM dirty_hours WHERE commit_no > ? ORDER BY hour"
+_ALL_HOURS = f"SELECT DISTINCT date_trunc('hour', started_at) AS hour FROM {STAGING}.calls ORDER BY hour"
+
+log = logging.getLogger("tollbook.publish")
+
+
+class Publisher:
+    """Keeps the staging file and publishes copies of it. Used by one thread, with a cursor of its own.
+
+    `commit_no` is the last ledger commit that the published file shows.
+    """
+
+    def __init__(
+        self, cursor: duckdb.DuckDBPyConnection, *, staging: Path, published: Path, epoch: str
+    ) -> None:
+        self._db = cursor
+        self._staging = staging
+        self._published = published
+        self._epoch = epoch
+        self._ledger_id = str(read(cursor, "SELECT ledger_id::VARCHAR AS id FROM schema_version")["id"][0])
+        self.commit_no = 0
+        self._attach()
+
+    def publish(self) -> int:
+        """Bring the published file up to the ledger's last commit; the journal position it now shows."""
+        position = self._follow()
+        self._db.execute(f"CHECKPOINT {STAGING}")
+        _replace(self._staging, self._published)
+        return position
+
+    def _attach(self) -> None:
+        self._staging.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            attach(self._db, self._staging, name=STAGING)
+        except duckdb.Error:
+            log.warning("%s cannot be read; building it again from the ledger", self._staging.name)
+            self._discard()
+        self._lay_out()
+        if self._meta("ledger_id") not in (None, self._ledger_id):
+            log.warning("%s follows another ledger; building it again", self._staging.name)
+            self._db.execute(f"DETACH {STAGING}")
+            self._discard()
+            self._lay_out()
+
+    def _discard(self) -> None:
+        for path in (self._staging, self._staging.with_name(self._staging.name + ".wal")):
+            path.unlink(missing_ok=True)
+        attach(self._db, self._staging, name=STAGING)
+
+    def _lay_out(self) -> None:
+        for name, columns in tables.PUBLISHED.items():
+            self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
+        for statement in spend.published_ddl(STAGING):
+            self._db.execute(statement)
+        self._db.execute(_UNPRICED_VIEW)
+
+    def _follow(self) -> int:
+        """Apply the commits that staging has not seen, in one transaction."""
+        self._db.execute("BEGIN TRANSACTION")
+        try:
+            position = self._apply(since=int(self._meta("commit_no") or 0))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        return position
+
+    def _meta(self, key: str) -> str | None:
+        row = self._db.execute(f"SELECT value FROM {STAGING}.meta WHERE key = ?", [key]).fetchone()
+        return str(row[0]) if row else None
+
+    def _apply(self, *, since: int) -> int:
+        commit_no, position = self._last_commit()
+        if commit_no > since:
+            self._apply_calls(since)
+            self._apply_rollups(since)
+        spend.publish(self._db, STAGING)
+        self._write_meta(commit_no, position)
+        self.commit_no = commit_no
+        return position
+
+    def _last_commit(self) -> tuple[int, int]:
+        row = self._db.execute(
+            "SELECT coalesce(max(commit_no), 0), coalesce(max(position) FILTER (epoch = ?), 0) FROM commits",
+            [self._epoch],
+        ).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def _apply_calls(self, since: int) -> None:
+        self._db.execute(
+            f"DELETE FROM {STAGING}.calls WHERE call_id IN "
+            "(SELECT call_id FROM call_revisions WHERE commit_no > ?)",
+            [since],
+        )
+        for table, columns in (("calls", _CALLS), ("call_revisions", _REVISIONS)):
+            self._db.execute(
+                f"INSERT INTO {STAGING}.{table} SELECT {columns} FROM {table} WHERE commit_no > ?",
+                [since],
+            )
+
+    def _apply_rollups(self, since: int) -> None:
+        hours = read(self._db, _DIRTY if since else _ALL_HOURS, [since] if since else [])
+        for hour in hours["hour"]:
+            fresh = rollup.hourly(self._calls_of_hour(hour))
+            self._swap("usage_hourly", fresh, where="hour = ?", keys=[hour])
+        for day in hours["hour"].dt.date().unique():
+            told = read(
+                self._db,
+                f"SELECT * FROM {STAGING}.usage_hourly WHERE hour >= ?::DATE AND hour < ?::DATE + 1",
+                [day, day],
+            )
+            self._swap("usage_daily", rollup.daily(told), where="day = ?", keys=[day])
+
+    def _calls_of_hour(self, hour: datetime) -> Iterator[pl.DataFrame]:
+        query = (
+            f"SELECT {', '.join(rollup.READS)} FROM {STAGING}.calls "
+            "WHERE started_at >= ? AND started_at < ? + INTERVAL 1 HOUR"
+        )
+        answer = self._db.sql(query, params=[hour, hour])
+        for batch in answer.to_arrow_reader(_CHUNK_ROWS):
+            part = pl.from_arrow(batch)
+            assert isinstance(part, pl.DataFrame)
+            yield part
+
+    def _swap(self, table: str, fresh: pl.DataFrame, *, where: str, keys: Sequence[object] = ()) -> None:
+        self._db.execute(f"DELETE FROM {STAGING}.{table} WHERE {where}", list(keys))
+        append(self._db, f"{STAGING}.{table}", fresh)
+
+    def _write_meta(self, commit_no: int, position: int) -> None:
+        facts = {
+            "ledger_id": self._ledger_id,
+            "commit_no": commit_no,
+            "journal_position": position,
+            "published_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        rows = pl.DataFrame({"key": list(facts), "value": [str(value) for value in facts.values()]})
+        with frames(self._db, told=rows):
+            self._db.execute(f"DELETE FROM {STAGING}.meta")
+            self._db.execute(f"INSERT INTO {STAGING}.meta SELECT key, value FROM told")
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Copy a file over another so that readers, and a crash, see the old one or the new one whole."""
+    part = target.with_suffix(".part")
+    shutil.copyfile(source, part)
+    with part.open("rb") as copy:
+        os.fsync(copy.fileno())
+    part.chmod(0o600)
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

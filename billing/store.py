@@ -1,0 +1,167 @@
+"""How the ledger's DuckDB file is opened, laid out and fed with frames.
+
+Frames cross as Arrow, without predicates pushed into them. One writer process at a time holds the file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from billing import spend, tables
+from ingest.observation import LINKS, OBSERVATIONS, REJECTS
+
+os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # slices of frames need not be aligned
+
+STORAGE_VERSION = "v1.5.0"
+"""DuckDB's file format: the newest that a 1.5 command line opens."""
+SCHEMA_VERSION = 1
+
+_TYPES = {
+    pl.UInt64: "UBIGINT",
+    pl.Int64: "BIGINT",
+    pl.Int32: "INTEGER",
+    pl.Int16: "SMALLINT",
+    pl.UInt8: "UTINYINT",
+    pl.Float64: "DOUBLE",
+    pl.Boolean: "BOOLEAN",
+    pl.String: "VARCHAR",
+    pl.Datetime: "TIMESTAMPTZ",
+}
+_COMMIT_NO = "commit_no UBIGINT"
+
+
+class LedgerLocked(Exception):
+    """Another process holds the ledger's file."""
+
+
+class LedgerTooNew(Exception):
+    """The file was written by a newer tollbook."""
+
+
+def connect(path: Path, *, memory_limit: str, threads: int, wait_s: float) -> duckdb.DuckDBPyConnection:
+    """A connection whose current database is the ledger file; waits up to `wait_s` for another's lock."""
+    connection = duckdb.connect(config={"memory_limit": memory_limit, "threads": threads})
+    for setting in _SETTINGS:
+        connection.execute(setting)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            attach(connection, path, name="ledger")
+            break
+        except duckdb.IOException as error:
+            if "lock" not in str(error).lower() or time.monotonic() > deadline:
+                connection.close()
+                raise LedgerLocked(
+                    f"{path} is held by another process; is a tollbook running here?"
+                ) from error
+            time.sleep(0.05)
+    connection.execute("USE ledger")
+    _migrate(connection)
+    return connection
+
+
+_SETTINGS = (
+    "SET enable_progress_bar = false",
+    "SET TimeZone = 'UTC'",
+    "SET preserve_insertion_order = true",
+    "SET checkpoint_threshold = '256MB'",
+)
+
+
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, name: str) -> None:
+    """Attach a DuckDB file, made in the storage version that 1.5 reads."""
+    location = str(path).replace("'", "''")
+    connection.execute(f"ATTACH '{location}' AS {name} (STORAGE_VERSION '{STORAGE_VERSION}')")
+
+
+def _migrate(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("BEGIN TRANSACTION")
+    for statement in _ddl():
+        connection.execute(statement)
+    row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+    found = row[0] if row else None
+    if found is None:
+        connection.execute("INSERT INTO schema_version VALUES (?, uuid())", [SCHEMA_VERSION])
+    connection.execute("COMMIT")
+    if found is not None and found > SCHEMA_VERSION:
+        raise LedgerTooNew(
+            f"the ledger has layout {found}, this tollbook knows {SCHEMA_VERSION}: upgrade tollbook"
+        )
+
+
+def _ddl() -> Iterator[str]:
+    yield "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER, ledger_id UUID)"
+    yield "CREATE TABLE IF NOT EXISTS commits (commit_no UBIGINT, epoch VARCHAR, position UBIGINT, committed_at TIMESTAMPTZ)"
+    yield f"CREATE TABLE IF NOT EXISTS observations ({_of(OBSERVATIONS)}, {_COMMIT_NO})"
+    yield f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO})"
+    yield f"CREATE TABLE IF NOT EXISTS rejects ({_of(REJECTS)})"
+    yield "CREATE TABLE IF NOT EXISTS dirty_hours (hour TIMESTAMPTZ, commit_no UBIGINT)"
+    yield (
+        "CREATE TABLE IF NOT EXISTS unrecognised "
+        "(scope VARCHAR, name VARCHAR, signal VARCHAR, count BIGINT, last_seen TIMESTAMPTZ)"
+    )
+    commit = (tables.Column("commit_no", "UBIGINT", "the transaction that wrote the row"),)
+    yield tables.create_table("calls", (*tables.CALLS, *commit))
+    yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, *commit))
+    yield from spend.DDL
+
+
+def _of(schema: Any) -> str:
+    return ", ".join(f"{name} {sql_type(kind)}" for name, kind in schema.items())
+
+
+def sql_type(kind: Any) -> str:
+    """The DuckDB type that holds a Polars type."""
+    if isinstance(kind, pl.List):
+        return f"{sql_type(kind.inner)}[]"
+    if isinstance(kind, pl.Struct):
+        return "STRUCT(" + ", ".join(f"{f.name} {sql_type(f.dtype)}" for f in kind.fields) + ")"
+    if isinstance(kind, pl.Decimal):
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    return _TYPES[kind if isinstance(kind, type) else type(kind)]
+
+
+@contextmanager
+def frames(connection: duckdb.DuckDBPyConnection, **named: pl.DataFrame) -> Iterator[None]:
+    """Make frames readable by SQL under their names for the length of the block."""
+    for name, frame in named.items():
+        connection.register(name, frame.to_arrow(compat_level=pl.CompatLevel.newest()))
+    try:
+        yield
+    finally:
+        for name in named:
+            connection.unregister(name)
+
+
+def read(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()
+) -> pl.DataFrame:
+    """A query's whole answer as a frame."""
+    answer = connection.sql(query, params=list(parameters)).to_arrow_table()
+    frame = pl.from_arrow(answer)
+    return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
+
+
+def append(
+    connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, commit_no: int | None = None
+) -> None:
+    """Insert a frame's rows by column name; entry lists become maps where the table's column is one."""
+    if frame.is_empty():
+        return
+    maps = _MAPS.get(table, ())
+    columns = ", ".join(f"map_from_entries({n}) AS {n}" if n in maps else n for n in frame.columns)
+    numbered = f", {commit_no} AS commit_no" if commit_no is not None else ""
+    with frames(connection, told=frame):
+        connection.execute(f"INSERT INTO {table} BY NAME SELECT {columns}{numbered} FROM told")
+
+
+_CALL_MAPS = tuple(column.name for column in tables.CALLS if column.type.startswith("MAP"))
+_MAPS = {"calls": _CALL_MAPS, "call_revisions": _CALL_MAPS}

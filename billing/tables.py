@@ -1,0 +1,169 @@
+"""The tables of the ledger, each column with its type and meaning, in one place.
+
+The names are a contract (add, never rename). DDL, the published file and the reference page are all made
+from these tables, so that none of them can say something else. Money is DECIMAL, times are UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MONEY = "DECIMAL(18,12)"
+MONEY_SUM = "DECIMAL(38,12)"
+TEXT_MAP = "MAP(VARCHAR, VARCHAR)"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, its DuckDB type and what it means."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(*row) for row in rows)
+
+
+CALLS = _columns(
+    ("call_id", "VARCHAR", "stable id: 'c' and 32 hex digits of the call's smallest observation identity"),
+    ("started_at", "TIMESTAMPTZ", "when the call started"),
+    ("ended_at", "TIMESTAMPTZ", "when it ended"),
+    ("duration_ms", "DOUBLE", "milliseconds, as told by the emitter, else ended_at - started_at"),
+    ("ttft_ms", "DOUBLE", "milliseconds to the first token"),
+    ("status", "VARCHAR", "'ok' or 'error'"),
+    ("http_status", "SMALLINT", "the provider's HTTP status"),
+    ("error_type", "VARCHAR", "class of the error"),
+    ("streaming", "BOOLEAN", "whether the answer was streamed"),
+    ("emitter", "VARCHAR", "who told of the call: a coding agent, an SDK or an instrumentation"),
+    (
+        "basis",
+        "VARCHAR",
+        "'span', 'log', 'metric', 'proxy', 'settlement' or 'aggregate': where the tokens are from",
+    ),
+    ("observation_count", "INTEGER", "how many records told of this one call"),
+    ("call_count", "BIGINT", "1; NULL where a metric tells only sums"),
+    ("trace_id", "VARCHAR", "32 hex digits"),
+    ("span_id", "VARCHAR", "16 hex digits"),
+    ("response_id", "VARCHAR", "the provider's id of the response"),
+    ("request_id", "VARCHAR", "the provider's id of the HTTP request"),
+    ("service", "VARCHAR", "service.name"),
+    ("agent", "VARCHAR", "gen_ai.agent.name, else service.name"),
+    ("session_id", "VARCHAR", "session or conversation"),
+    ("user_id", "VARCHAR", "user, never an e-mail address unless enabled"),
+    ("account_id", "VARCHAR", "account at the provider or the agent's vendor"),
+    ("team", "VARCHAR", "attribution"),
+    ("project", "VARCHAR", "attribution"),
+    ("environment", "VARCHAR", "attribution"),
+    ("labels", TEXT_MAP, "attribution: tollbook.label.*"),
+    ("provider", "VARCHAR", "who served the call (models.dev id); NULL where it would be a guess"),
+    ("served_model", "VARCHAR", "'provider/id as served'"),
+    ("request_model", "VARCHAR", "the model asked for"),
+    ("response_model", "VARCHAR", "the model that answered"),
+    ("model", "VARCHAR", "canonical 'lab/model'; NULL if unknown"),
+    ("snapshot", "VARCHAR", "dated snapshot of the model"),
+    ("resolution", "VARCHAR", "'resolved', 'inferred', 'ambiguous' or 'unresolved'"),
+    ("modifiers", TEXT_MAP, "effort, region profile, routing variant and the like, read off the model id"),
+    (
+        "access",
+        "VARCHAR",
+        "'payg', 'subscription', 'credits', 'overage', 'provisioned', 'free', 'local' or 'unknown'",
+    ),
+    ("access_evidence", "VARCHAR", "what access was decided by"),
+    ("access_confidence", "VARCHAR", "how sure that is"),
+    ("plan_id", "VARCHAR", "the plan that covers the call"),
+    ("usage_known", "BOOLEAN", "false when input or output tokens are unknown"),
+    ("usage_complete", "BOOLEAN", "false when a part that has its own price was not told"),
+    ("input_tokens", "BIGINT", "all input tokens, cached included"),
+    ("cache_read_tokens", "BIGINT", "inside input_tokens"),
+    ("cache_write_tokens", "BIGINT", "inside input_tokens, every time to live"),
+    ("cache_write_1h_tokens", "BIGINT", "inside cache_write_tokens"),
+    ("output_tokens", "BIGINT", "all output tokens, reasoning included"),
+    ("reasoning_tokens", "BIGINT", "inside output_tokens"),
+    ("audio_input_tokens", "BIGINT", "inside input_tokens"),
+    ("audio_output_tokens", "BIGINT", "inside output_tokens"),
+    ("usage_details", "MAP(VARCHAR, BIGINT)", "other units: cache_write_12h, web_searches, images"),
+    ("service_tier", "VARCHAR", "what the price depends on"),
+    ("speed", "VARCHAR", "what the price depends on"),
+    ("batch", "BOOLEAN", "whether it was a batch call"),
+    ("region", "VARCHAR", "what the price depends on"),
+    ("list_cost_usd", MONEY, "what the call costs at list price; NULL if unknown"),
+    ("billed_cost_usd", MONEY, "what the provider invoices for this call; NULL if unknown"),
+    ("reported_cost_usd", MONEY, "what the emitter claimed"),
+    ("plan_draw", MONEY_SUM, "what the call draws from its plan, in the plan's unit"),
+    (
+        "cost_status",
+        "VARCHAR",
+        "'priced', 'included', 'free', 'provisioned', 'assumed', 'estimated', 'unpriced', 'usage_unknown' "
+        "or 'not_billable'",
+    ),
+    ("price_id", "VARCHAR", "the price row the charge was computed from"),
+    ("catalog_version", "VARCHAR", "the catalogue it was computed with"),
+    ("revision", "INTEGER", "1, and one more for every time the call was written anew"),
+    ("recorded_at", "TIMESTAMPTZ", "when this revision was written"),
+)
+
+CALL_REVISIONS = (
+    *CALLS,
+    Column("superseded_by", "VARCHAR", "the call that replaced this one, or took it in"),
+)
+
+ROLLUP_KEYS = (
+    "team",
+    "project",
+    "environment",
+    "agent",
+    "user_id",
+    "account_id",
+    "emitter",
+    "provider",
+    "model",
+    "access",
+    "plan_id",
+    "cost_status",
+)
+
+ROLLUP_SUMS = _columns(
+    ("calls", "BIGINT", "number of calls"),
+    ("errors", "BIGINT", "calls that failed"),
+    ("usage_unknown_calls", "BIGINT", "calls whose tokens are unknown"),
+    ("unpriced_calls", "BIGINT", "calls whose list price is unknown"),
+    ("input_tokens", "HUGEINT", "sum"),
+    ("cache_read_tokens", "HUGEINT", "sum of what was told"),
+    ("cache_write_tokens", "HUGEINT", "sum of what was told"),
+    ("output_tokens", "HUGEINT", "sum"),
+    ("reasoning_tokens", "HUGEINT", "sum of what was told"),
+    ("list_cost_usd", MONEY_SUM, "sum of what is known"),
+    ("billed_cost_usd", MONEY_SUM, "sum of what is known"),
+    ("reported_cost_usd", MONEY_SUM, "sum of what emitters claimed"),
+    ("plan_draw", MONEY_SUM, "sum, in the plan's unit"),
+)
+
+_KEY_COLUMNS = tuple(Column(key, "VARCHAR", "as in calls") for key in ROLLUP_KEYS)
+USAGE_HOURLY = (Column("hour", "TIMESTAMPTZ", "start of the hour, UTC"), *_KEY_COLUMNS, *ROLLUP_SUMS)
+USAGE_DAILY = (Column("day", "DATE", "the day, UTC"), *_KEY_COLUMNS, *ROLLUP_SUMS)
+
+META = _columns(
+    ("key", "VARCHAR", "what"),
+    ("value", "VARCHAR", "its value"),
+)
+
+PUBLISHED: dict[str, tuple[Column, ...]] = {
+    "calls": CALLS,
+    "call_revisions": CALL_REVISIONS,
+    "usage_hourly": USAGE_HOURLY,
+    "usage_daily": USAGE_DAILY,
+    "meta": META,
+}
+
+
+def names(columns: tuple[Column, ...]) -> list[str]:
+    """The columns' names, in order."""
+    return [column.name for column in columns]
+
+
+def create_table(name: str, columns: tuple[Column, ...]) -> str:
+    """The `CREATE TABLE` statement of a table, harmless where it stands already."""
+    body = ",\n  ".join(f'"{column.name}" {column.type}' for column in columns)
+    return f"CREATE TABLE IF NOT EXISTS {name} (\n  {body}\n)"

@@ -1,0 +1,220 @@
+"""The front: what answers. One event loop that receives, journals, acknowledges and answers budget checks.
+
+It never decodes telemetry, never opens DuckDB and never waits for what does: the ledger and the readers are
+processes of their own. It keeps in memory what a budget reply needs, told by the ledger commit by commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from catalog.quote import Quotes
+
+from billing.budget import Budget, BudgetEvent, SpendGap, encode_control, read_check
+from billing.budget_book import BudgetBook, event_of
+from ingest.intake import Intake
+from ingest.journal import Journal, JournalError, Kind
+from ingest.limits import Limits
+from tollbook.channel import Message
+from tollbook.ledger_link import LedgerGone, LedgerLink
+from tollbook.problems import Problem
+from tollbook.reader_pool import ReaderLimits, ReaderPool
+from tollbook.settings import Settings
+
+log = logging.getLogger("tollbook.front")
+
+MAX_WAITING_EVENTS = 1000
+"""Budget decisions waiting to be journaled; beyond it they are counted as dropped, never waited for."""
+
+
+class Front:
+    """The running house, as the API sees it."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.intake = Intake(journal, Limits(**settings.limits.model_dump()))
+        self.budgets = BudgetBook()
+        self.quotes: Quotes | None = None
+        self.readers = ReaderPool(settings.server.data_dir / "usage.duckdb", _reader_limits(settings))
+        self.ledger = LedgerLink(_ledger_config(settings, journal.epoch), on_state=self._take)
+        self.events: asyncio.Queue[BudgetEvent] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self.events_dropped = 0
+        self.checks = 0
+        self.started_at = time.time()
+        journal.on_durable = self.ledger.durable
+        self.ledger.durable(journal.durable)
+
+    @property
+    def acknowledged(self) -> int:
+        """The journal position up to which everything is on disk."""
+        return self.journal.durable
+
+    @property
+    def committed(self) -> int:
+        """The journal position up to which everything is in the ledger."""
+        return self.ledger.committed
+
+    @property
+    def published(self) -> int:
+        """The journal position up to which everything is in usage.duckdb."""
+        return self.ledger.published
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the house is not ready; empty when it is."""
+        found = []
+        if not self.ledger.running:
+            found.append("the ledger is starting")
+        if not self.readers.alive:
+            found.append("the readers are starting")
+        if self.journal.failure:
+            found.append(f"the journal cannot write: {self.journal.failure}")
+        return found
+
+    @property
+    def ready(self) -> bool:
+        """Whether every part is up and a first usage.duckdb is published."""
+        return not self.reasons
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run what works beside the receivers; on the way out let the ledger finish its batch."""
+        beside = [asyncio.create_task(self._start_readers()), asyncio.create_task(self._keep_events())]
+        try:
+            yield
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self.ledger.stop()
+            await self.readers.close()
+
+    async def define_budget(self, budget: Budget) -> None:
+        """Define a budget, durably; it counts from the next check on."""
+        offset = await self._journal(encode_control("put", budget=budget))
+        self.budgets.put(budget, offset)
+
+    async def delete_budget(self, budget_id: str) -> None:
+        """Delete a budget, durably."""
+        offset = await self._journal(encode_control("delete", budget_id=budget_id))
+        self.budgets.delete(budget_id, offset)
+
+    async def check_budget(self, body: bytes) -> bytes:
+        """The reply to a check, from memory. Raises `BudgetError`, and `Problem` while spend is not known."""
+        request = read_check(body)
+        if not self.budgets.ready:
+            raise Problem("not_ready", "the ledger is starting, spend is not known yet", retry_after_s=1)
+        now = datetime.now(UTC)
+        reply = self.budgets.check(request, now, self.quotes)
+        self.checks += 1
+        if event := event_of(request, reply, now):
+            self._keep(event)
+        return reply.model_dump_json().encode()
+
+    async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
+        """What the ledger knows of a call: its observations, the evidence, the arithmetic."""
+        try:
+            answer: dict[str, Any] | None = await self.ledger.explain(call_id, started_at)
+        except LedgerGone as error:
+            raise Problem("not_ready", str(error), retry_after_s=1) from error
+        return answer
+
+    def counters(self) -> dict[str, int | float]:
+        """Everything that is counted, flat, for /metrics."""
+        counts = self.intake.counts
+        received = {
+            f"requests_total{{signal={signal},transport={transport}}}": number
+            for (signal, transport), number in counts.requests.items()
+        }
+        refused = {f"refused_total{{reason={reason}}}": number for reason, number in counts.refused.items()}
+        return {
+            **received,
+            **refused,
+            **{f"reader_{name}_total": number for name, number in asdict(self.readers.counts).items()},
+            "acknowledged_bytes_total": counts.acknowledged_bytes,
+            "journal_durable_bytes": self.journal.durable,
+            "journal_backlog_bytes": self.journal.backlog_bytes,
+            "journal_groups_total": self.journal.groups,
+            "ledger_committed_bytes": self.ledger.committed,
+            "ledger_published_bytes": self.ledger.published,
+            "ledger_up": int(self.ledger.running),
+            "ledger_restarts_total": self.ledger.restarts,
+            "ledger_calls_total": self.ledger.calls,
+            "ledger_repeated_records_total": self.ledger.repeated,
+            "ledger_publish_seconds": self.ledger.publish_took_s,
+            "budget_checks_total": self.checks,
+            "budget_events_dropped_total": self.events_dropped,
+            "uptime_seconds": time.time() - self.started_at,
+        }
+
+    async def _journal(self, body: bytes) -> int:
+        try:
+            return await self.journal.append(Kind.CONTROL, body, received_at_ns=time.time_ns())
+        except JournalError as error:
+            raise Problem("journal_failed", str(error), retry_after_s=2) from error
+
+    def _take(self, message: Message) -> None:
+        """Follow the ledger: release what it has committed, keep the budgets equal to it."""
+        self.journal.release(min(message.get("position", message.get("committed", 0)), self.journal.durable))
+        try:
+            if message["type"] == "hello":
+                self._load_quotes()
+                self.budgets.apply_snapshot(message["spend"])
+            else:
+                for event in self.budgets.apply_delta(message["spend"]):
+                    self._keep(event)
+        except SpendGap:
+            log.exception("the budgets lost track of the ledger; starting it again for a whole snapshot")
+            self.ledger.restart()
+
+    def _load_quotes(self) -> None:
+        if self.quotes is None:
+            self.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
+
+    def _keep(self, event: BudgetEvent) -> None:
+        try:
+            self.events.put_nowait(event)
+        except asyncio.QueueFull:
+            self.events_dropped += 1
+
+    async def _keep_events(self) -> None:
+        """Journal budget events after the reply they belong to."""
+        while True:
+            event = await self.events.get()
+            try:
+                body = encode_control("event", event=event)
+                await self.journal.append(Kind.CONTROL, body, received_at_ns=time.time_ns())
+            except JournalError:
+                self.events_dropped += 1
+
+    async def _start_readers(self) -> None:
+        """The readers need a published file, so they start after the ledger's first word."""
+        while not self.ledger.running:
+            self.ledger.changed.clear()
+            await self.ledger.changed.wait()
+        await self.readers.start()
+
+
+def _reader_limits(settings: Settings) -> ReaderLimits:
+    return ReaderLimits(**settings.sql.model_dump())
+
+
+def _ledger_config(settings: Settings, epoch: str) -> Message:
+    return {
+        "data_dir": str(Path(settings.server.data_dir).absolute()),
+        "epoch": epoch,
+        **settings.ledger.model_dump(),
+        **settings.retention.model_dump(),
+        **settings.billing.model_dump(),
+        "attribution": settings.attribution.model_dump(),
+        "log_level": settings.server.log_level,
+    }

@@ -1,0 +1,202 @@
+"""The ledger's own process: tails the journal, loads it in batches, publishes, and tells the front.
+
+It shares no interpreter with what answers, so decoding and DuckDB never delay an acknowledgement or a budget
+reply. It reads the journal only up to what the front says is durable, and it ends when the front is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from billing.explain import explain
+from billing.ledger import Ledger
+from billing.loader import load_frames
+from billing.publish import Publisher
+from catalog import Catalog
+from ingest.journal import read_frames
+from tollbook.channel import Channel, Message
+
+log = logging.getLogger("tollbook.ledger")
+
+HOUSEKEEPING_INTERVAL_S = 600.0
+PUBLISH_REST = 3
+"""After a publication, rest this many times as long as it took, so that publishing never takes over."""
+NICENESS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the front tells the ledger when it starts it."""
+
+    data_dir: str
+    epoch: str
+    batch_bytes: int
+    gather_s: float
+    memory_bytes: int
+    threads: int
+    publish_interval_s: float
+    observation_days: int
+    link_hours: int
+    assume_unknown_access: bool
+    attribution: dict[str, list[str]]
+    log_level: str
+
+    def path(self, name: str) -> Path:
+        return Path(self.data_dir) / name
+
+
+class LedgerProcess:
+    """One run of the ledger: a loading loop, a publishing thread, a listening thread."""
+
+    def __init__(self, channel: Channel, messages: Iterator[Message], config: Config) -> None:
+        self._channel = channel
+        self._messages = messages
+        self._config = config
+        self._durable = 0
+        self._stopping = False
+        self._woken = threading.Event()
+        self._questions: SimpleQueue[Message] = SimpleQueue()
+        catalog = Catalog.load(config.path("catalog"), assume_unknown_access=config.assume_unknown_access)
+        self._catalog = catalog
+        self._ledger = Ledger.open(
+            config.path("ledger.duckdb"),
+            epoch=config.epoch,
+            pricing=catalog,
+            memory_limit=f"{config.memory_bytes}B",
+            threads=config.threads,
+        )
+        self._publisher = Publisher(
+            self._ledger.cursor(),
+            staging=config.path("staging") / "usage.duckdb",
+            published=config.path("usage.duckdb"),
+            epoch=config.epoch,
+        )
+        self._changed = threading.Event()
+        self._tidied = time.monotonic()
+
+    def run(self) -> None:
+        """Serve until the front says stop."""
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        published = self._publisher.publish()
+        self._channel.send(
+            {
+                "type": "hello",
+                "committed": self._ledger.position,
+                "published": published,
+                "spend": self._ledger.spend_snapshot(),
+            }
+        )
+        publishing = threading.Thread(target=self._publish_forever, name="publish", daemon=True)
+        publishing.start()
+        self._load_forever()
+        self._changed.set()
+        publishing.join()
+        self._ledger.close()
+
+    def _listen(self) -> None:
+        for message in self._messages:
+            match message["type"]:
+                case "durable":
+                    self._durable = message["position"]
+                case "explain":
+                    self._questions.put(message)
+                case "stop":
+                    self._stopping = True
+            self._woken.set()
+        os._exit(0)  # the front is gone: hold the database lock no longer than the kernel needs
+
+    def _load_forever(self) -> None:
+        while not self._stopping:
+            self._woken.wait(timeout=5)
+            self._woken.clear()
+            self._answer()
+            if self._ledger.position < self._durable:
+                time.sleep(self._config.gather_s)  # many small requests become one batch
+                self._load_all()
+            self._tidy()
+
+    def _load_all(self) -> None:
+        while self._ledger.position < self._durable and not self._stopping:
+            self._load_some()
+            self._answer()
+
+    def _load_some(self) -> None:
+        frames = read_frames(
+            self._config.path("journal"),
+            start=self._ledger.position,
+            stop=self._durable,
+            max_bytes=self._config.batch_bytes,
+        )
+        for commit in load_frames(self._ledger, frames):
+            self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
+        self._changed.set()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                question = self._questions.get_nowait()
+            except Empty:
+                return
+            started_at = datetime.fromisoformat(question["started_at"])
+            answer = explain(self._ledger, self._catalog, question["call_id"], started_at)
+            self._channel.send({"type": "explained", "number": question["number"], "answer": answer})
+
+    def _publish_forever(self) -> None:
+        while not self._stopping:
+            self._changed.wait()
+            self._changed.clear()
+            began = time.monotonic()
+            position = self._publisher.publish()
+            took = time.monotonic() - began
+            self._channel.send({"type": "published", "position": position, "took_s": took})
+            if not self._stopping:
+                time.sleep(max(self._config.publish_interval_s, PUBLISH_REST * took))
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied < HOUSEKEEPING_INTERVAL_S:
+            return
+        self._tidied = time.monotonic()
+        now = datetime.now(UTC)
+        self._ledger.forget_old_evidence(
+            links_before=now - timedelta(hours=self._config.link_hours),
+            observations_before=now - timedelta(days=self._config.observation_days),
+            published_commit=self._publisher.commit_no,
+        )
+
+
+def main() -> None:
+    """Run as `python -m tollbook.ledger_process --fd N`; the first message is the configuration."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    channel = Channel(socket.socket(fileno=parser.parse_args().fd))
+    os.nice(NICENESS)
+    threading.excepthook = _end_on_error
+    messages = channel.messages()
+    config = Config(**next(messages)["config"])
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    LedgerProcess(channel, messages, config).run()
+
+
+def _end_on_error(args: threading.ExceptHookArgs) -> None:
+    log.error("thread %s failed", args.thread, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))  # type: ignore[arg-type]
+    os._exit(1)  # the front starts a new one; half a ledger is worse than none
+
+
+if __name__ == "__main__":
+    main()

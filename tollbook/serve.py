@@ -1,0 +1,129 @@
+"""`tollbook serve`: open the journal, listen, start the ledger and the readers, say where, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from typing import Any
+
+import orjson
+import uvicorn
+import uvloop
+
+from ingest.grpc_receiver import start_grpc
+from ingest.http_receiver import OtlpHttp, is_otlp_path
+from ingest.journal import Journal
+from tollbook.api import BudgetCheck, create_app
+from tollbook.front import Front
+from tollbook.guard import Guard
+from tollbook.settings import Settings
+
+log = logging.getLogger("tollbook.front")
+
+GRACE_S = 5
+CHECK_PATH = "/api/v1/budgets/check"
+KEEP_ALIVE_S = 75
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.server.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    server = settings.server
+    server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    journal = Journal.open(server.data_dir / "journal")
+    try:
+        front = Front(settings, journal)
+        listening = _listen(server.host, server.http_port)
+        grpc_server, grpc_port = await start_grpc(front.intake, host=server.host, port=server.grpc_port)
+        http = _http_server(Routes(front))
+        async with front.running():
+            serving = asyncio.create_task(http.serve(sockets=[listening]))
+            _say_where(listening, server.host, grpc_port)
+            _settle_memory()
+            await serving
+            await grpc_server.stop(GRACE_S)
+    finally:
+        await journal.close()
+
+
+class Routes:
+    """The ASGI application: telemetry and budget checks by the shortest way, everything else through FastAPI."""
+
+    def __init__(self, front: Front) -> None:
+        self._otlp = OtlpHttp(front.intake)
+        self._check = BudgetCheck(front)
+        self._api = create_app(front)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            if is_otlp_path(scope["path"]):
+                return await self._otlp(scope, receive, send)
+            if scope["path"] == CHECK_PATH and scope["method"] == "POST":
+                return await self._check(scope, receive, send)
+        return await self._api(scope, receive, send)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    listening.listen(2048)
+    listening.setblocking(False)
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, stopped by the same signals, without raising them again afterwards."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """SIGTERM and SIGINT ask for a graceful stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def _http_server(routes: Routes) -> uvicorn.Server:
+    guarded = Guard(routes)
+    return _Server(
+        uvicorn.Config(
+            guarded,
+            http="httptools",
+            loop="uvloop",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+
+def _say_where(listening: socket.socket, host: str, grpc_port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    places = {"http": f"http://{shown}:{listening.getsockname()[1]}", "grpc": f"{shown}:{grpc_port}"}
+    sys.stdout.write(orjson.dumps(places).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _settle_memory() -> None:
+    """What is loaded stays loaded: keep the collector from walking it on the path of a reply."""
+    gc.collect()
+    gc.freeze()
