@@ -1,0 +1,177 @@
+"""Periods of budgets: in which stretch of time a call counts, and when that stretch ends.
+
+One truth for both sides: the front asks it for the current period, the ledger for the period of each
+call, so a call can never count in one and be missing in the other. Pure functions over aware datetimes;
+nothing here reads a clock. Days, weeks (from Monday) and months begin at local midnight of the budget's
+time zone, which may be an hour longer or shorter than 24; where midnight is skipped by daylight saving
+they begin with the first instant of that day.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import lru_cache
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+__all__ = [
+    "EPOCH",
+    "MINUTE_S",
+    "Period",
+    "bounds",
+    "epoch_s",
+    "parse_period",
+    "parse_zone",
+    "period_start",
+    "resets_at",
+]
+
+Kind = Literal["hour", "day", "week", "month", "rolling", "total"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MINUTE_S = 60
+MAX_WINDOW_S = 31 * 86_400  # a rolling window is kept in minutes: 44,640 of them at most
+
+_CALENDAR: tuple[Kind, ...] = ("hour", "day", "week", "month", "total")
+_ROLLING = re.compile(r"rolling:([1-9][0-9]{0,5})([mhd])")
+_UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
+_HOUR = timedelta(hours=1)
+_SECOND = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A parsed period: its kind, its zone, and for a rolling one the window's length in seconds."""
+
+    kind: Kind
+    zone: tzinfo
+    window_s: int = 0
+
+
+@lru_cache(maxsize=1024)
+def parse_period(text: str, time_zone: str = "UTC") -> Period:
+    """`hour|day|week|month|rolling:<n>m|h|d|total` in an IANA time zone; ValueError says what is allowed."""
+    zone = parse_zone(time_zone)
+    for kind in _CALENDAR:
+        if text == kind:
+            return Period(kind, zone)
+    return Period("rolling", zone, window_s=_window_s(text))
+
+
+def _window_s(text: str) -> int:
+    found = _ROLLING.fullmatch(text)
+    if found is None:
+        raise ValueError("must be hour, day, week, month, total or rolling:<n>m|h|d such as rolling:5h")
+    window_s = int(found[1]) * _UNIT_S[found[2]]
+    if window_s > MAX_WINDOW_S:
+        raise ValueError("a rolling window may be at most 31 days; use month or total beyond that")
+    return window_s
+
+
+def parse_zone(name: str) -> tzinfo:
+    """The IANA time zone of that name; ValueError names the nearest one."""
+    if name == "UTC":  # also where the machine has no time zone data
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        near = difflib.get_close_matches(name, sorted(available_timezones()), n=1)
+        hint = f"; did you mean {near[0]}?" if near else " such as Europe/Berlin"
+        raise ValueError(f"must be an IANA time zone{hint}") from None
+
+
+def epoch_s(at: datetime) -> int:
+    """Whole seconds since 1970-01-01T00:00:00Z, rounded down."""
+    return (at - EPOCH) // _SECOND
+
+
+def period_start(period: Period, at: datetime) -> datetime:
+    """Start (UTC) of the period that holds `at`: the bucket a call that started at `at` counts in.
+
+    A rolling window's bucket is the minute of `at`; a total's only bucket starts at 1970-01-01.
+    """
+    return bounds(period, at)[0]
+
+
+def resets_at(period: Period, at: datetime) -> datetime | None:
+    """End (UTC) of the period that holds `at`; NULL for a total. For a rolling window: the end of its
+    bucket.
+    """
+    return bounds(period, at)[1]
+
+
+def bounds(period: Period, at: datetime) -> tuple[datetime, datetime | None]:
+    """Start and end (UTC) of the period that holds `at`: start <= at < end."""
+    at = at.astimezone(UTC)
+    if period.kind == "total":
+        return EPOCH, None
+    if period.kind == "rolling":
+        minute = at.replace(second=0, microsecond=0)
+        return minute, minute + timedelta(minutes=1)
+    if period.kind == "hour":
+        return _hour(period.zone, at)
+    return _days(period.kind, period.zone, at)
+
+
+def _hour(zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
+    """The local clock's hour. The hour that comes twice in autumn is two periods; a clock change inside
+    an hour ends it.
+    """
+    local = at.astimezone(zone)
+    start = at - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+    end = start + _HOUR
+    offset = local.utcoffset()
+    if end.astimezone(zone).utcoffset() != offset:
+        end = _change(zone, at, end)
+    if start.astimezone(zone).utcoffset() != offset:
+        start = _change(zone, start, at)
+    return start, end
+
+
+def _days(kind: Kind, zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
+    first = _first_day(kind, at.astimezone(zone).date())
+    start, end = _first_instant(zone, first), _first_instant(zone, _next_day(kind, first))
+    if (
+        at >= end
+    ):  # a clock set back across midnight shows the old date again: the new day has begun all the same
+        return end, _first_instant(zone, _next_day(kind, _next_day(kind, first)))
+    return start, end
+
+
+def _first_day(kind: Kind, day: date) -> date:
+    if kind == "month":
+        return day.replace(day=1)
+    return day - timedelta(days=day.weekday()) if kind == "week" else day
+
+
+def _next_day(kind: Kind, first: date) -> date:
+    if kind == "month":
+        return date(first.year + first.month // 12, first.month % 12 + 1, 1)
+    return first + timedelta(days=7 if kind == "week" else 1)
+
+
+def _first_instant(zone: tzinfo, day: date) -> datetime:
+    """The first instant (UTC) whose local date is `day`, or a later one where the calendar skipped that
+    day.
+    """
+    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
+    earlier, later = midnight.astimezone(UTC), midnight.replace(fold=1).astimezone(UTC)
+    if earlier <= later:  # once, or twice: then the first counts
+        return earlier
+    return _change(zone, later, earlier)  # skipped: the offsets before and after it enclose the change
+
+
+def _change(zone: tzinfo, low: datetime, high: datetime) -> datetime:
+    """The first whole second in (low, high] at which the zone's offset is no longer that of `low`."""
+    offset = low.astimezone(zone).utcoffset()
+    low = low.replace(microsecond=0)
+    while high - low > _SECOND:
+        middle = low + (high - low) // _SECOND // 2 * _SECOND
+        if middle.astimezone(zone).utcoffset() == offset:
+            low = middle
+        else:
+            high = middle
+    return high.replace(microsecond=0)
