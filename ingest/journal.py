@@ -180,8 +180,9 @@ class Journal:
                 self._rotation = loop.call_later(self._rotate_after_s, self._tasks.put, _Rotate())
 
     def _delete_released(self) -> None:
-        """The file with the highest base always stays: its name carries the position over a restart."""
-        while self._ended and self._active_base is not None and self._ended[0].end <= self.released:
+        """Delete what is wholly released, but never the file with the highest base: its name is the position."""
+        newest = 1 if self._active_base is None else 0
+        while len(self._ended) > newest and self._ended[0].end <= self.released:
             gone = self._ended.popleft()
             self._background.submit(self._delete, segment_path(self._directory, gone.base))
 

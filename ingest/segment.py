@@ -210,8 +210,8 @@ def recover(directory: Path) -> list[Span]:
     Only the last segment can have a torn tail, so only that one is walked: a start takes the same time
     whatever waits.
     """
-    for leftover in directory.glob("*.tmp"):
-        leftover.unlink()
+    for leftover in (*directory.glob("*.tmp"), directory / "fresh"):
+        leftover.unlink(missing_ok=True)
     bases = segment_bases(directory)
     if not bases:
         return []

@@ -66,8 +66,10 @@ class SegmentWriter:
         self.position += size_bytes
 
     def roll(self, need_bytes: int) -> None:
-        """Go on in a new segment with room for `need_bytes`: the one made ready, if it will do."""
-        self._start(self._take_spare() if need_bytes <= self._segment_bytes else self._made_now(need_bytes))
+        """Go on in a new segment with room for `need_bytes`: the one made ready if it can be had, else a small
+        one, which a nearly full disk may still have room for.
+        """
+        self._start(self._made(need_bytes))
         self._make_ready()
 
     def roll_small(self) -> None:
@@ -95,6 +97,12 @@ class SegmentWriter:
         """Close the active segment; what is in it stays for the next start."""
         if self._fd >= 0:
             self._end_active()
+
+    def _made(self, need_bytes: int) -> Path:
+        with suppress(OSError):
+            if need_bytes <= self._segment_bytes:
+                return self._take_spare()
+        return self._made_now(max(need_bytes, self._small_bytes))
 
     def _made_now(self, size_bytes: int) -> Path:
         fresh = self._directory / "fresh"

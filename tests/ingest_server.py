@@ -1,0 +1,68 @@
+"""Real receivers on free ports, in the test's own event loop, over a real journal."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from ingest.grpc_receiver import start_grpc
+from ingest.http_receiver import OtlpHttp
+from ingest.intake import Intake
+from ingest.journal import Frame, Journal, read_frames
+from ingest.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Receivers:
+    """What a test talks to."""
+
+    http: str
+    http_port: int
+    grpc: str
+    intake: Intake
+    directory: Path
+
+    def frames(self) -> list[Frame]:
+        """Everything that was journaled."""
+        return read_frames(self.directory, start=0, stop=self.intake.journal.durable, max_bytes=1 << 30)
+
+
+@asynccontextmanager
+async def receivers(directory: Path, limits: Limits | None = None) -> AsyncIterator[Receivers]:
+    """HTTP and gRPC receivers over a journal in `directory`."""
+    journal = Journal.open(directory / "journal", segment_bytes=1 << 20)
+    intake = Intake(journal, limits or Limits())
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            OtlpHttp(intake),
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    grpc_server, grpc_port = await start_grpc(intake, host="127.0.0.1", port=0)
+    try:
+        while not server.started:
+            await asyncio.sleep(0.005)
+        port = listener.getsockname()[1]
+        yield Receivers(
+            http=f"http://127.0.0.1:{port}",
+            http_port=port,
+            grpc=f"127.0.0.1:{grpc_port}",
+            intake=intake,
+            directory=directory / "journal",
+        )
+    finally:
+        server.should_exit = True
+        await serving
+        await grpc_server.stop(grace=0.2)
+        await journal.close()
