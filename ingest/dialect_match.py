@@ -1,0 +1,133 @@
+"""Which record is what: the rules of the dialects applied to all records of a batch.
+
+Why apart: a batch is mostly spans that are no model calls. They are told apart here by scope, name,
+operation and the presence of keys alone, so that nothing else of them is ever read. The first rule that
+fits (most specific first) decides; a record that fits none but carries keys of a model call is
+unrecognised, to be counted and shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from .anyvalue import TEXT, read_values, text_series
+from .decode import Decoded
+from .dialect import Key, Rule
+from .observation import UNRECOGNISED
+from .otlp_columns import LOG, METRIC, SIGNALS
+from .scan import Ints, Mask
+from .vocabulary import UNKNOWN, distinct
+
+NO_RULE: Final = -1
+_NAME_BYTES: Final = 120  # kept of the name of an unrecognised record
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Per record: `rule` (index or NO_RULE) and the slice of its name; `scope` and `version` (index
+    per scope) into texts.
+    """
+
+    rule: Ints
+    name_start: Ints
+    name_end: Ints
+    scope: Ints
+    scope_names: list[str]
+    version: Ints
+    versions: list[str]
+    unrecognised: pl.DataFrame
+
+
+def match(decoded: Decoded) -> Matched:
+    """Applies the rules."""
+    columns, scopes = decoded.columns, decoded.columns.scopes
+    scope, scope_names = distinct(columns.buffer, scopes.name_start, scopes.name_end)
+    version, versions = distinct(columns.buffer, scopes.version_start, scopes.version_end)
+    name_start, name_end = _names(decoded)
+    rule = _rules(decoded, scope[columns.records.scope], scope_names, name_start, name_end)
+    matched = Matched(rule, name_start, name_end, scope, scope_names, version, versions, pl.DataFrame())
+    return Matched(
+        rule, name_start, name_end, scope, scope_names, version, versions, _unrecognised(decoded, matched)
+    )
+
+
+def _names(decoded: Decoded) -> tuple[Ints, Ints]:
+    """A record's own name; of a log, the event name its attributes give if they do."""
+    records = decoded.columns.records
+    start, end = records.name_start.copy(), records.name_end.copy()
+    owner, first, last = _texts(decoded, decoded.dialects.event_name)
+    logs = records.signal[owner] == LOG
+    start[owner[logs]], end[owner[logs]] = first[logs], last[logs]
+    return start, end
+
+
+def _texts(decoded: Decoded, key: Key) -> tuple[Ints, Ints, Ints]:
+    """The records that have a key with a text value, and the slices of the texts."""
+    attributes = decoded.columns.attributes
+    rows = np.flatnonzero(attributes.key == key.id)
+    values = read_values(decoded.columns.buffer, attributes.start[rows], attributes.end[rows])
+    texts = values.kind == TEXT
+    return attributes.owner[rows[texts]], values.start[texts], values.end[texts]
+
+
+def _rules(decoded: Decoded, scope: Ints, scopes: list[str], name_start: Ints, name_end: Ints) -> Ints:
+    """The index of the first rule that fits each record."""
+    records, dialects = decoded.columns.records, decoded.dialects
+    name = dialects.vocabulary.find(decoded.columns.buffer, name_start, name_end)
+    operation = np.full(len(records), UNKNOWN, dtype=np.int64)
+    owner, start, end = _texts(decoded, dialects.operation)
+    operation[owner] = dialects.vocabulary.find(decoded.columns.buffer, start, end)
+    allowed = np.zeros((len(dialects.rules), len(scopes)), dtype=np.bool_)
+    for index, text in enumerate(scopes):
+        allowed[list(dialects.rules_for_scope(text)), index] = True
+    found = np.full(len(records), NO_RULE, dtype=np.int64)
+    left = np.flatnonzero(records.signal != METRIC)
+    for index in np.flatnonzero(allowed.any(axis=1)).tolist():
+        rule = dialects.rules[index]
+        fits = _fits(rule, records.signal[left], name[left], operation[left]) & allowed[index, scope[left]]
+        for key in rule.has:
+            fits &= _having(decoded, key)[left]
+        found[left[fits]] = index
+        left = left[~fits]
+    return found
+
+
+def _fits(rule: Rule, signal: Ints, name: Ints, operation: Ints) -> Mask:
+    fits = np.ones(len(signal), dtype=np.bool_)
+    if rule.signal != "any":
+        fits &= signal == SIGNALS.index(rule.signal)
+    if rule.names:
+        fits &= np.isin(name, rule.names)
+    if rule.operations:
+        fits &= np.isin(operation, rule.operations)
+    return fits
+
+
+def _having(decoded: Decoded, *keys: int) -> Mask:
+    """bool[records]: which have any of the keys."""
+    attributes = decoded.columns.attributes
+    having = np.zeros(len(decoded.columns.records), dtype=np.bool_)
+    having[attributes.owner[np.isin(attributes.key, keys)]] = True
+    return having
+
+
+def _unrecognised(decoded: Decoded, matched: Matched) -> pl.DataFrame:
+    """UNRECOGNISED: records without a rule that carry keys of a model call."""
+    records = decoded.columns.records
+    rows = np.flatnonzero((matched.rule == NO_RULE) & _having(decoded, *sorted(decoded.dialects.hints)))
+    start = matched.name_start[rows]
+    end = np.minimum(matched.name_end[rows], start + _NAME_BYTES)
+    frame = pl.DataFrame(
+        {
+            "scope": pl.Series(matched.scope_names, dtype=pl.String).gather(
+                matched.scope[records.scope[rows]]
+            ),
+            "name": text_series(decoded.columns.buffer, start, end, np.ones(len(rows), dtype=np.bool_)),
+            "signal": pl.Series(SIGNALS).gather(records.signal[rows]),
+        }
+    )
+    return frame.group_by("scope", "name", "signal").agg(count=pl.len().cast(pl.Int64)).select(*UNRECOGNISED)

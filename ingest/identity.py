@@ -1,0 +1,186 @@
+"""What makes a record recognisable when it comes again: 128-bit identities, computed in columns.
+
+Why: OTLP is at-least-once. A span is its trace id and span id. A log record is the whole of what it
+says: resource attributes, scope (name, version, attributes), times, severity, trace context, event name,
+body and attributes; so it does not depend on the order of attributes, on the requests it is sent in, on
+JSON or protobuf, or on when it arrives. Two records that agree in all of that are the same record.
+
+The function is part of the stored data: **changing any bit of it makes all history look new**. Tests pin
+its values.
+
+  mix(x)        splitmix64's finaliser
+  bytes         h = mix(seed ^ length); then h = mix(h ^ word) for each little-endian word, the last one
+                padded with zeros. Of more than 256 bytes: the words of their 16-byte BLAKE2b digest, with
+                the length of the whole
+  value         mix(bytes ^ kind) of text. Of numbers and flags their word (a double's bits), of nothing 0,
+                instead of `bytes`. Arrays, maps and byte strings: their deterministic protobuf encoding
+  attributes    sum of mix(bytes(key) + mix(value ^ 0x61)) over all pairs: their order does not matter
+  record        h = mix(seed ^ 1) of spans, mix(seed ^ 2) of logs; then h = mix(h ^ part) for each part
+
+Everything is done twice, with one seed for each half. It is not a cryptographic hash: who can write to
+the ledger could as well leave a record out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
+from .anyvalue import FLAG, INTEGER, NONE, OTHER, REAL, TEXT, Values, read_values
+from .otlp_columns import Attributes, Columns
+from .scan import Buffer, Ints, Words
+
+SEEDS: Final = (np.uint64(0x746F6C6C626F6F6B), np.uint64(0x9E3779B97F4A7C15))
+_LONG = 256
+_U = np.uint64
+_M1, _M2 = _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
+_LOW_BYTES: Final = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], dtype=np.uint64)
+_KIND_NAMES: Final = {NONE: 0, TEXT: 1, FLAG: 2, INTEGER: 3, REAL: 4, OTHER: 5}  # as hashed; fixed for ever
+
+
+def mix(x: Words) -> Words:
+    """splitmix64's finaliser."""
+    x = (x ^ (x >> _U(30))) * _M1
+    x = (x ^ (x >> _U(27))) * _M2
+    return x ^ (x >> _U(31))
+
+
+def span_identity(trace_hi: Words, trace_lo: Words, span_id: Words) -> tuple[Words, Words]:
+    """Identities of spans (high and low half)."""
+    high, low = (_chain(seed, 1, (trace_hi, trace_lo, span_id)) for seed in SEEDS)
+    return high, low
+
+
+def log_identity(columns: Columns, rows: Ints) -> tuple[Words, Words]:
+    """Identities of the log records `rows` (high and low half)."""
+    records, buffer = columns.records, columns.buffer
+    scope, resource = records.scope[rows], records.resource[rows]
+    slices = [
+        _hash_slices(buffer, columns.scopes.name_start[scope], columns.scopes.name_end[scope]),
+        _hash_slices(buffer, columns.scopes.version_start[scope], columns.scopes.version_end[scope]),
+        _hash_slices(buffer, records.severity_start[rows], records.severity_end[rows]),
+        _hash_slices(buffer, records.name_start[rows], records.name_end[rows]),
+    ]
+    content = _hash_values(buffer, records.content_start[rows], records.content_end[rows])
+    sums = [
+        _hash_attributes(buffer, columns.resource_attributes, resource),
+        _hash_attributes(buffer, columns.scope_attributes, scope),
+        _hash_attributes(buffer, columns.attributes, rows),
+    ]
+    words = (
+        records.time_ns[rows],
+        records.late_ns[rows],
+        records.status[rows].astype(np.uint64),
+        records.trace_hi[rows],
+        records.trace_lo[rows],
+        records.span_id[rows],
+    )
+    high, low = (
+        _chain(seed, 2, [*(s[k] for s in sums), *(s[k] for s in slices), content[k], *words])
+        for k, seed in enumerate(SEEDS)
+    )
+    return high, low
+
+
+def _chain(seed: np.uint64, kind: int, parts: Sequence[Words]) -> Words:
+    state = np.full(len(parts[0]), seed ^ _U(kind), dtype=np.uint64)
+    state = mix(state)
+    for part in parts:
+        state = mix(state ^ part)
+    return state
+
+
+def _hash_slices(buffer: Buffer, start: Ints, end: Ints) -> tuple[Words, Words]:
+    """Hashes the bytes of slices."""
+    length = end - start
+    long = np.flatnonzero(length > _LONG)
+    if long.size:
+        digests = [
+            blake2b(buffer.cut(a, b), digest_size=16).digest() for a, b in _pairs(start[long], end[long])
+        ]
+        short = np.minimum(end, start + _LONG)
+        short[long] = start[long] + 16  # hashed below in a buffer of their own
+        high, low = _hash_words(buffer, start, short, length)
+        at = np.arange(len(digests), dtype=np.int64) * 16
+        high[long], low[long] = _hash_words(Buffer.of(digests), at, at + 16, length[long])
+        return high, low
+    return _hash_words(buffer, start, end, length)
+
+
+def _pairs(start: Ints, end: Ints) -> Iterable[tuple[int, int]]:
+    return zip(start.tolist(), end.tolist(), strict=True)
+
+
+def _hash_words(buffer: Buffer, start: Ints, end: Ints, length: Ints) -> tuple[Words, Words]:
+    """Hashes up to 256 bytes per slice; `length` is what goes into the hash."""
+    high, low = (mix(seed ^ length.astype(np.uint64)) for seed in SEEDS)
+    rows = np.arange(len(start))
+    for at in range(0, _LONG, 8):
+        rows = rows[end[rows] - start[rows] > at]
+        if not rows.size:
+            break
+        left = np.minimum(end[rows] - start[rows] - at, 8)
+        word = buffer.words[start[rows] + at] & _LOW_BYTES[left]
+        high[rows], low[rows] = mix(high[rows] ^ word), mix(low[rows] ^ word)
+    return high, low
+
+
+def _hash_values(buffer: Buffer, start: Ints, end: Ints) -> tuple[Words, Words]:
+    """Hashes AnyValue messages."""
+    values = read_values(buffer, start, end)
+    word = np.where(values.kind == REAL, values.real.view(np.uint64), values.number.astype(np.uint64))
+    high, low = word.copy(), word
+    text = np.flatnonzero(values.kind == TEXT)
+    high[text], low[text] = _hash_slices(buffer, values.start[text], values.end[text])
+    other = np.flatnonzero(values.kind == OTHER)
+    if other.size:
+        high[other], low[other] = _hash_encoded(
+            _deterministic(buffer.cut(a, b)) for a, b in _pairs(start[other], end[other])
+        )
+    kind = _named_kinds(values)
+    return mix(high ^ kind), mix(low ^ kind)
+
+
+def _named_kinds(values: Values) -> Words:
+    names = np.array([_KIND_NAMES[kind] for kind in range(len(_KIND_NAMES))], dtype=np.uint64)
+    return names[values.kind]
+
+
+def _hash_encoded(texts: Iterable[bytes]) -> tuple[Words, Words]:
+    listed = list(texts)
+    end = np.cumsum([len(text) for text in listed])
+    start = end - np.array([len(text) for text in listed])
+    return _hash_slices(Buffer.of(listed), start, end)
+
+
+def _deterministic(message: bytes) -> bytes:
+    """The encoding of an AnyValue that every sender's encoding of it comes to."""
+    value = AnyValue()
+    try:
+        value.ParseFromString(message)
+    except DecodeError:
+        return message
+    value.DiscardUnknownFields()
+    return value.SerializeToString(deterministic=True)
+
+
+def _hash_attributes(buffer: Buffer, attributes: Attributes, owners: Ints) -> tuple[Words, Words]:
+    """Per owner, the sum of its attributes' hashes (owners may repeat)."""
+    if not len(owners):
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
+    wanted = np.zeros(max(int(owners.max()), int(attributes.owner.max(initial=0))) + 1, dtype=np.bool_)
+    wanted[owners] = True
+    rows = np.flatnonzero(wanted[attributes.owner])
+    keys = _hash_slices(buffer, attributes.key_start[rows], attributes.key_end[rows])
+    values = _hash_values(buffer, attributes.start[rows], attributes.end[rows])
+    first, last = (np.searchsorted(attributes.owner[rows], owners, side=side) for side in ("left", "right"))
+    sums = []
+    for key, value in zip(keys, values, strict=True):
+        total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mix(key + mix(value ^ _U(0x61))))])
+        sums.append(total[last] - total[first])
+    return sums[0], sums[1]

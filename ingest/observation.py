@@ -1,0 +1,117 @@
+"""What the ledger is told: the schemas of observations, span links and rejects.
+
+Why here: dialects produce these columns, billing consumes them, and neither needs to know the other.
+NULL always means "not told". Times are UTC, money is DECIMAL, tokens are counts.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+TIME: Final = pl.Datetime("us", "UTC")
+
+_LABEL: Final = pl.List(pl.Struct({"key": pl.String(), "value": pl.String()}))
+_ATTRIBUTE: Final = pl.List(
+    pl.Struct({"key": pl.String(), "text": pl.String(), "integer": pl.Int64(), "real": pl.Float64()})
+)
+
+Schema = dict[str, pl.DataType]
+
+OBSERVATIONS: Final[Schema] = {
+    # Identity: what makes a redelivered record recognisable. See `identity`.
+    "id_hi": pl.UInt64(),
+    "id_lo": pl.UInt64(),
+    # Where and when it came.
+    "journal_offset": pl.Int64(),  # after the frame it came in
+    "received_at": TIME,
+    "effective_at": TIME,  # never NULL: own time, else observed, else a timestamp attribute, else received
+    "effective_from": pl.String(),  # 'own', 'observed', 'attribute' or 'received'
+    # Who says it, and what kind of record it is.
+    "signal": pl.String(),  # 'span', 'log' or 'metric'
+    "scope": pl.String(),
+    "scope_version": pl.String(),
+    "name": pl.String(),  # span name or event name
+    "layer": pl.String(),  # '<signal>:<scope>'; two records of one layer are never one call
+    "emitter": pl.String(),
+    "rank": pl.UInt8(),  # lower = better source of tokens
+    "role": pl.String(),  # 'call' or 'aggregate' (repeats its calls; never added to them)
+    # Its place in a trace (a log's: the span it was written in).
+    "trace_hi": pl.UInt64(),
+    "trace_lo": pl.UInt64(),
+    "span_id": pl.UInt64(),
+    "parent_span_id": pl.UInt64(),
+    # The call.
+    "started_at": TIME,  # never NULL
+    "ended_at": TIME,  # never NULL; equals started_at where no duration is told
+    "duration_ms": pl.Float64(),
+    "ttft_ms": pl.Float64(),
+    "status": pl.String(),  # 'ok' or 'error'
+    "http_status": pl.Int16(),
+    "error_type": pl.String(),
+    "streaming": pl.Boolean(),
+    "response_id": pl.String(),
+    "request_id": pl.String(),
+    # Attribution.
+    "service": pl.String(),
+    "instance": pl.String(),
+    "agent": pl.String(),
+    "session_id": pl.String(),
+    "user_id": pl.String(),
+    "account_id": pl.String(),
+    "team": pl.String(),
+    "project": pl.String(),
+    "environment": pl.String(),
+    "labels": _LABEL,  # tollbook.label.*
+    # Who served it.
+    "provider_name": pl.String(),  # as told
+    "server_address": pl.String(),
+    "server_port": pl.Int32(),
+    "url": pl.String(),  # without user information, query and fragment
+    "request_model": pl.String(),
+    "response_model": pl.String(),
+    "access_hint": pl.String(),  # what the record itself states, e.g. 'subscription', 'payg'
+    "access_evidence": pl.String(),  # e.g. 'anthropic.plan=max'
+    "reservation_id": pl.String(),
+    # Tokens. Cache parts lie inside input, 1h writes inside cache writes, reasoning inside output.
+    "input_tokens": pl.Int64(),
+    "cache_read_tokens": pl.Int64(),
+    "cache_write_tokens": pl.Int64(),
+    "cache_write_1h_tokens": pl.Int64(),
+    "output_tokens": pl.Int64(),
+    "reasoning_tokens": pl.Int64(),
+    "audio_input_tokens": pl.Int64(),
+    "audio_output_tokens": pl.Int64(),
+    # What the price depends on besides.
+    "service_tier": pl.String(),
+    "speed": pl.String(),
+    "batch": pl.Boolean(),
+    "region": pl.String(),
+    "operation": pl.String(),  # gen_ai.operation.name, e.g. 'chat', 'embeddings'
+    "reported_cost_usd": pl.Decimal(18, 12),  # what the emitter claims
+    "anomalies": pl.List(pl.String()),  # codes, never NULL, e.g. 'input_tokens:absurd'
+    "attributes": _ATTRIBUTE,  # allow-listed attributes of the record, then of its resource, in wire order
+}
+
+LINKS: Final[Schema] = {
+    "trace_hi": pl.UInt64(),
+    "trace_lo": pl.UInt64(),
+    "span_id": pl.UInt64(),
+    "parent_span_id": pl.UInt64(),  # NULL: a root
+    "started_at": TIME,
+}
+
+REJECTS: Final[Schema] = {
+    "journal_offset": pl.Int64(),
+    "signal": pl.String(),
+    "reason": pl.String(),  # a sentence without content
+    "received_at": TIME,
+}
+
+UNRECOGNISED: Final[Schema] = {  # records that look like model calls and fit no dialect
+    "scope": pl.String(),
+    "name": pl.String(),
+    "signal": pl.String(),
+    "count": pl.Int64(),
+}

@@ -1,0 +1,433 @@
+"""Decoded columns to observations: what the records of model calls say, in one vocabulary and one set of
+units.
+
+Why: everything above (fusion, prices, budgets) reads OBSERVATIONS and knows no emitter. Which record
+counts and which key means what comes from the dialects; this module looks the keys up, puts units right,
+works out times and tokens, and notes what it could not believe as an anomaly. What it refuses: to count
+(an aggregate stays one), to guess what was not told, and to pass on any attribute that no dialect names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from .anyvalue import FLAG, INTEGER, REAL, TEXT, text_array, text_series
+from .decode import Decoded
+from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
+from .dialect_match import Matched, match
+from .fields import UNTOLD, Anomalies, Reader, as_series
+from .identity import log_identity, span_identity
+from .observation import OBSERVATIONS
+from .otlp_columns import LOG, SIGNALS, SPAN
+from .scan import Ints, Mask, Words
+from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, safe_urls, spelled_out, tell
+from .usage import MAX_TOKENS, Conventions, normalised
+from .vocabulary import distinct
+
+__all__ = ["Observed", "observe"]
+
+_MAX_TIME_US: Final = 4_102_444_800_000_000  # 2100-01-01: a later clock is not believed
+_AHEAD_US: Final = 3_600_000_000  # a clock more than an hour ahead of ours is noted
+_MAX_DURATION_MS: Final = 30 * 86_400_000.0
+_MAX_LABELS: Final = 32
+_NO_OUTPUT: Final = frozenset({"embeddings", "rerank"})
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """`observations` (OBSERVATIONS), `links` (LINKS), `rejects` (REJECTS), `unrecognised` (UNRECOGNISED)."""
+
+    observations: pl.DataFrame
+    links: pl.DataFrame
+    rejects: pl.DataFrame
+    unrecognised: pl.DataFrame
+
+
+def observe(decoded: Decoded, *, keep_emails: bool = False) -> Observed:
+    """Applies the dialects to a decoded batch."""
+    matched = match(decoded)
+    observations = _Observer(decoded, matched, keep_emails=keep_emails).frame()
+    return Observed(observations, decoded.links, decoded.rejects, matched.unrecognised)
+
+
+class _Observer:
+    """Builds the columns of the records that are calls or aggregates."""
+
+    def __init__(self, decoded: Decoded, matched: Matched, *, keep_emails: bool) -> None:
+        self.decoded, self.matched = decoded, matched
+        self.records = decoded.columns.records
+        self.rules = decoded.dialects.rules
+        self.rows = self._kept()
+        self.rule = matched.rule[self.rows]
+        self.anomalies = Anomalies(len(self.rows))
+        self._read(keep_emails)
+        self.reader = Reader(
+            decoded.dialects,
+            rule=self.rule,
+            told=self.told,
+            resource_told=self.resource_told,
+            resource=self.resource,
+            buffer=self.buffer,
+            anomalies=self.anomalies,
+        )
+
+    def _kept(self) -> Ints:
+        """Records that a rule makes a call or an aggregate; spans only if they can be recognised again."""
+        useful = np.array([rule.role != "ignore" for rule in self.rules] + [False])
+        keep = useful[self.matched.rule]
+        named = ((self.records.trace_hi | self.records.trace_lo) != 0) & (self.records.span_id != 0)
+        return np.flatnonzero(keep & (named | (self.records.signal != SPAN)))
+
+    def _read(self, keep_emails: bool) -> None:
+        """Attributes of the kept records and of their resources; `resource`: index of each row's
+        resource among these.
+        """
+        columns, rows = self.decoded.columns, self.rows
+        row_of = np.full(len(self.records), -1, dtype=np.int64)
+        row_of[rows] = np.arange(len(rows))
+        used, self.resource = np.unique(self.records.resource[rows], return_inverse=True)
+        at = np.full(int(self.records.resource.max(initial=-1)) + 1, -1, dtype=np.int64)
+        at[used] = np.arange(len(used))
+        told = tell(self.decoded, columns.attributes, row_of)
+        resource_told = tell(
+            self.decoded, columns.resource_attributes, _padded(at, columns.resource_attributes.owner)
+        )
+        told = cleaned(self.decoded, told, self._note_record, keep_emails=keep_emails)
+        resource_told = cleaned(self.decoded, resource_told, self._note_resource, keep_emails=keep_emails)
+        as_text = self.decoded.dialects.as_text
+        self.buffer, self.told = spelled_out(columns.buffer, told, as_text)
+        self.buffer, self.resource_told = spelled_out(self.buffer, resource_told, as_text)
+
+    def _note_record(self, told: Told, what: str) -> None:
+        self.anomalies.note_keys(told.owner, told.key, what, self.decoded.dialects.vocabulary)
+
+    def _note_resource(self, told: Told, what: str) -> None:
+        for owner, key in zip(told.owner.tolist(), told.key.tolist(), strict=True):
+            rows = np.flatnonzero(self.resource == owner)
+            self.anomalies.note_keys(rows, np.full(len(rows), key), what, self.decoded.dialects.vocabulary)
+
+    def frame(self) -> pl.DataFrame:
+        texts = self._texts()
+        status = self._status(texts)
+        columns = {
+            **self._identity(),
+            **self._source(),
+            **texts,
+            **status,
+            **self._access(),
+            **self._tokens(texts, status),
+            **self._times(),
+            "labels": self._labels(),
+            "attributes": self._attributes(),
+        }
+        columns["anomalies"] = self.anomalies.series()
+        return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in OBSERVATIONS.items()])
+
+    # -- who and where
+    # ----------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, pl.Series]:
+        records, rows = self.records, self.rows
+        high, low = span_identity(records.trace_hi[rows], records.trace_lo[rows], records.span_id[rows])
+        logs = np.flatnonzero(records.signal[rows] == LOG)
+        high[logs], low[logs] = log_identity(self.decoded.columns, rows[logs])
+        return {"id_hi": pl.Series(high), "id_lo": pl.Series(low)}
+
+    def _source(self) -> dict[str, pl.Series]:
+        records, rows, matched = self.records, self.rows, self.matched
+        scope = matched.scope[records.scope[rows]]
+        body, signal = records.body[rows], records.signal[rows]
+        names = matched.scope_names
+        layers = [f"{kind}:{name}" for kind in SIGNALS for name in names]
+        traced = (records.trace_hi[rows] | records.trace_lo[rows]) != 0
+        return {
+            "journal_offset": pl.Series(self.decoded.offset[body]),
+            "received_at": pl.Series(self.decoded.received_ns[body] // 1000),
+            "signal": pl.Series(SIGNALS).gather(signal),
+            "scope": _gathered(names, scope),
+            "scope_version": _gathered(matched.versions, matched.version[records.scope[rows]]),
+            "name": self._name(),
+            "layer": _gathered(layers, signal * len(names) + scope),
+            "emitter": self._emitter(scope),
+            "rank": self._per_rule(lambda rule: rule.rank),
+            "role": self._per_rule(lambda rule: rule.role),
+            "trace_hi": _nullable(records.trace_hi[rows], traced),
+            "trace_lo": _nullable(records.trace_lo[rows], traced),
+            "span_id": _nullable(records.span_id[rows], records.span_id[rows] != 0),
+            "parent_span_id": _nullable(records.parent_span_id[rows], records.parent_span_id[rows] != 0),
+        }
+
+    def _name(self) -> pl.Series:
+        start = self.matched.name_start[self.rows]
+        end = np.minimum(self.matched.name_end[self.rows], start + MAX_LABEL_BYTES)
+        return text_series(self.buffer, start, end, start < end)
+
+    def _per_rule(self, value: Callable[[Rule], object]) -> pl.Series:
+        return pl.Series([value(rule) for rule in self.rules]).gather(self.rule)
+
+    def _emitter(self, scope: Ints) -> pl.Series:
+        names = self.matched.scope_names
+        pairs, index = np.unique(self.rule * len(names) + scope, return_inverse=True)
+        texts = []
+        for pair in pairs.tolist():
+            rule, name = self.rules[pair // len(names)], names[pair % len(names)]
+            texts.append(self.decoded.dialects.emitter(rule, name))
+        return _gathered(texts, index)
+
+    def _texts(self) -> dict[str, pl.Series]:
+        columns = {}
+        for field in TEXT_FIELDS:
+            start, end = self.reader.text(field, from_resource=field in ATTRIBUTION_FIELDS)
+            columns[field] = text_series(self.buffer, start, end, start >= 0)
+        for field in ("url", "server_address"):
+            columns[field] = safe_urls(columns[field])
+        for field, text in columns.items():
+            columns[field] = self._translated(field, text)
+        return columns
+
+    def _translated(self, field: str, text: pl.Series) -> pl.Series:
+        """With a dialect's words for the field's values, and its constant where nothing is told."""
+        for index in np.unique(self.rule).tolist():
+            rule = self.rules[index]
+            mine = pl.Series(self.rule == index)
+            if words := rule.values.get(field):
+                text = text.zip_with(~mine, text.replace(dict(words)))
+            if isinstance(constant := rule.constants.get(field), str):
+                text = text.zip_with(
+                    ~mine | text.is_not_null(), pl.Series([constant]).new_from_index(0, len(text))
+                )
+        return text
+
+    def _access(self) -> dict[str, pl.Series]:
+        """What the record or its resource states about how the call is paid, the strongest statement
+        first.
+        """
+        hints: list[str | None] = [None]
+        evidence: list[str | None] = [None]
+        index = np.zeros(len(self.rows), dtype=np.int64)
+        for access in self.decoded.dialects.access:
+            start, end = self.reader.text_of(access.key)
+            rows = np.flatnonzero((start >= 0) & (index == 0))
+            value, texts = distinct(self.buffer, start[rows], end[rows])
+            place = np.zeros(len(texts), dtype=np.int64)
+            for i, text in enumerate(texts):
+                if hint := access.any or access.values.get(text.lower()):
+                    place[i] = len(hints)
+                    hints.append(hint)
+                    evidence.append(f"{access.key.text}={text[:MAX_LABEL_BYTES]}")
+            index[rows] = place[value]
+        return {"access_hint": _gathered(hints, index), "access_evidence": _gathered(evidence, index)}
+
+    # -- the call
+    # ---------------------------------------------------------------------------------------------
+
+    def _status(self, texts: dict[str, pl.Series]) -> dict[str, pl.Series]:
+        """Failed if the dialect, the span, an error type or the HTTP status says so; a log that says
+        nothing tells nothing.
+        """
+        http = self.reader.number("http_status", most=999)
+        signal, code = self.records.signal[self.rows], self.records.status[self.rows]
+        failed = (signal == SPAN) & (code == 2) | (http >= 400) | texts["error_type"].is_not_null().to_numpy()
+        said = self._per_rule(lambda rule: {"ok": 1, "error": 2}.get(rule.status or "", 0)).to_numpy()
+        place = np.where(said > 0, said, np.where(failed, 2, np.where(signal == SPAN, 1, 0)))
+        streaming = self._flag("streaming")
+        ttft = self.reader.real("ttft_ms", most=_MAX_DURATION_MS)
+        streaming[(streaming == UNTOLD) & ~np.isnan(ttft)] = 1  # a first chunk is told of streams only
+        port = self.reader.number("server_port", most=65535)
+        return {
+            "status": _gathered([None, "ok", "error"], place),
+            "http_status": _nullable(http, http != UNTOLD),
+            "server_port": _nullable(port, port != UNTOLD),
+            "streaming": _nullable(streaming == 1, streaming != UNTOLD),
+            "ttft_ms": pl.Series(ttft).fill_nan(None),
+            "batch": _nullable((batch := self._flag("batch")) == 1, batch != UNTOLD),
+            "reported_cost_usd": self.reader.money("reported_cost_usd"),
+        }
+
+    def _flag(self, field: str) -> Ints:
+        column = self.reader.flag(field)
+        constant = [rule.constants.get(field) for rule in self.rules]
+        given = np.array([UNTOLD if value is None else int(bool(value)) for value in constant])[self.rule]
+        return np.where(column == UNTOLD, given, column)
+
+    def _tokens(self, texts: dict[str, pl.Series], status: dict[str, pl.Series]) -> dict[str, pl.Series]:
+        told = {field: self.reader.number(field, most=MAX_TOKENS) for field in TOKEN_FIELDS}
+        provider = texts["provider_name"]
+        apart = self._where(lambda rule: rule.input == "exclusive")
+        for index in np.unique(self.rule).tolist():
+            if names := self.rules[index].input_exclusive_providers:
+                apart |= (self.rule == index) & provider.is_in(names).fill_null(False).to_numpy()
+        conventions = Conventions(
+            input_excludes_cache=apart,
+            output_excludes_reasoning=self._where(lambda rule: rule.output == "exclusive"),
+            output_by_total=self._where(lambda rule: rule.output == "by_total"),
+            no_output=texts["operation"].is_in(sorted(_NO_OUTPUT)).fill_null(False).to_numpy(),
+            failed=(status["status"] == "error").fill_null(False).to_numpy(),
+        )
+        columns = normalised(told, conventions, self.anomalies.note)
+        return {name: _nullable(column, column != UNTOLD) for name, column in columns.items()}
+
+    def _where(self, test: Callable[[Rule], bool]) -> Mask:
+        return np.array([test(rule) for rule in self.rules], dtype=np.bool_)[self.rule]
+
+    def _times(self) -> dict[str, pl.Series]:
+        records, rows = self.records, self.rows
+        received = self.decoded.received_ns[records.body[rows]] // 1000
+        first, late = self._believed(records.time_ns[rows]), self._believed(records.late_ns[rows])
+        span = records.signal[rows] == SPAN
+        effective, source = _effective(first, late, self._timestamps(first, late), received, span)
+        self.anomalies.note(effective > received + _AHEAD_US, "clock:ahead")
+        duration = self.reader.real("duration_ms", most=_MAX_DURATION_MS)
+        backwards = span & (first > 0) & (late > 0) & (late < first)
+        self.anomalies.note(backwards, "time:ends_before_start")
+        ended = np.where(span & (late > 0) & ~backwards, late, effective)
+        measured = span & (first > 0) & (late > 0) & ~backwards & np.isnan(duration)
+        at_end = self._where(lambda rule: rule.time == "end") & ~np.isnan(duration)
+        started = np.where(
+            at_end, effective - np.where(np.isnan(duration), 0, duration * 1000).astype(np.int64), effective
+        )
+        duration[measured] = (late[measured] - first[measured]) / 1000
+        return {
+            "effective_at": pl.Series(effective),
+            "effective_from": _gathered(["own", "observed", "attribute", "received"], source),
+            "started_at": pl.Series(np.maximum(started, 0)),
+            "ended_at": pl.Series(ended),
+            "duration_ms": pl.Series(duration).fill_nan(None),
+        }
+
+    def _believed(self, time_ns: Words) -> Ints:
+        """Microseconds, 0 where there is none or it cannot be."""
+        time_us = (time_ns // np.uint64(1000)).astype(np.int64)
+        absurd = time_us > _MAX_TIME_US
+        self.anomalies.note(absurd, "time:absurd")
+        return np.where(absurd, 0, time_us)
+
+    def _timestamps(self, first: Ints, late: Ints) -> Ints:
+        """The emitter's timestamp attribute, microseconds, where the record has no time of its own;
+        else 0.
+        """
+        start, end = self.reader.text("timestamp")
+        rows = np.flatnonzero((first == 0) & (late == 0) & (start >= 0))
+        texts = text_series(self.buffer, start[rows], end[rows], np.ones(len(rows), dtype=np.bool_))
+        times = texts.str.to_datetime(time_unit="us", time_zone="UTC", strict=False).cast(pl.Int64)
+        found = np.zeros(len(first), dtype=np.int64)
+        found[rows] = times.fill_null(0).clip(0, _MAX_TIME_US).to_numpy()
+        return found
+
+    # -- lists
+    # ------------------------------------------------------------------------------------------------
+
+    def _labels(self) -> pl.Series:
+        """tollbook.label.*, the record's before its resource's, each name once."""
+        own, shared = (_only_labels(told) for told in (self.told, self.resource_told))
+        own_frame = self._label_frame(own, own.owner, order=0)
+        order = np.argsort(self.resource, kind="stable")
+        low, high = (
+            np.searchsorted(self.resource[order], shared.owner, side=side) for side in ("left", "right")
+        )
+        repeat = np.repeat(np.arange(len(shared)), high - low)
+        rows = order[_ranges(low, high)]
+        frame = pl.concat([own_frame, self._label_frame(shared.at(repeat), rows, order=1)])
+        frame = frame.sort("row", "order", "key", "value").unique(
+            ["row", "key"], keep="first", maintain_order=True
+        )
+        frame = frame.sort("row", "key").filter(pl.int_range(pl.len()).over("row") < _MAX_LABELS)
+        listed = frame.group_by("row", maintain_order=True).agg(labels=pl.struct("key", "value"))
+        every = pl.DataFrame({"row": np.arange(len(self.rows))}, schema={"row": pl.Int64})
+        return every.join(listed, on="row", how="left", maintain_order="left")["labels"]
+
+    def _label_frame(self, told: Told, rows: Ints, *, order: int) -> pl.DataFrame:
+        start, end = told.key_start + len(LABEL_PREFIX), told.key_end
+        values = told.values
+        fits = (
+            (end - start <= MAX_LABEL_BYTES)
+            & (values.kind == TEXT)
+            & (values.end - values.start <= MAX_LABEL_BYTES)
+        )
+        return pl.DataFrame(
+            {
+                "row": rows[fits],
+                "order": np.full(int(fits.sum()), order),
+                "key": text_series(self.buffer, start[fits], end[fits], fits[fits]),
+                "value": text_series(self.buffer, values.start[fits], values.end[fits], fits[fits]),
+            },
+            schema={"row": pl.Int64, "order": pl.Int64, "key": pl.String, "value": pl.String},
+        )
+
+    def _attributes(self) -> pl.Series:
+        """All allow-listed attributes of a record, then those of its resource."""
+        own, shared, count = self.told, self.resource_told, len(self.rows)
+        per_row = np.bincount(own.owner, minlength=count)
+        low, high = (np.searchsorted(shared.owner, self.resource, side=side) for side in ("left", "right"))
+        offsets = np.concatenate([[0], np.cumsum(per_row + high - low)])
+        take = np.empty(offsets[-1], dtype=np.int64)
+        before = np.cumsum(per_row) - per_row
+        take[offsets[own.owner] + np.arange(len(own)) - before[own.owner]] = np.arange(len(own))
+        behind = offsets[:-1] + per_row
+        take[_ranges(behind, offsets[1:])] = len(own) + _ranges(low, high)
+        items = pa.StructArray.from_arrays(self._items(own, shared, take), ["key", "text", "integer", "real"])
+        return as_series(pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), items))
+
+    def _items(self, own: Told, shared: Told, take: Ints) -> list[pa.Array[Any]]:
+        kind, number, real, start, end = (
+            np.concatenate([getattr(own.values, part), getattr(shared.values, part)])[take]
+            for part in ("kind", "number", "real", "start", "end")
+        )
+        key, key_start, key_end = (
+            np.concatenate([getattr(own, part), getattr(shared, part)])[take]
+            for part in ("key", "key_start", "key_end")
+        )
+        texts = text_series(self.buffer, start, end, kind == TEXT)
+        urls = np.flatnonzero(np.isin(key, sorted(self.decoded.dialects.urls)) & (kind == TEXT))
+        if urls.size:
+            texts = texts.scatter(urls, safe_urls(texts.gather(urls)))
+        whole = (kind == INTEGER) | (kind == FLAG)
+        return [
+            text_array(self.buffer, key_start, key_end, np.ones(len(key), dtype=np.bool_)),
+            texts.to_arrow(compat_level=pl.CompatLevel.newest()),
+            pa.array(number, mask=~whole),
+            pa.array(real, mask=kind != REAL),
+        ]
+
+
+def _effective(first: Ints, late: Ints, stamped: Ints, received: Ints, span: Mask) -> tuple[Ints, Ints]:
+    """The time a record is booked under, and what it was taken from: 0 own, 1 observed, 2 attribute,
+    3 received.
+    """
+    options = (first > 0, late > 0, stamped > 0)
+    effective = np.select(options, (first, late, stamped), default=received)
+    source = np.select(options, (0, np.where(span, 0, 1), 2), default=3)
+    return effective, source
+
+
+def _ranges(low: Ints, high: Ints) -> Ints:
+    """low[0], low[0]+1, ..., high[0]-1, low[1], ... in one array."""
+    length = high - low
+    before = np.cumsum(length) - length
+    places: Ints = np.arange(int(length.sum())) + np.repeat(low - before, length)
+    return places
+
+
+def _only_labels(told: Told) -> Told:
+    return told.at(told.key == LABEL)
+
+
+def _gathered(texts: Sequence[str | None], index: Ints) -> pl.Series:
+    return pl.Series(texts, dtype=pl.String).gather(index)
+
+
+def _nullable(values: npt.NDArray[Any], valid: Mask) -> pl.Series:
+    return as_series(pa.array(values, mask=~valid))
+
+
+def _padded(row_of: Ints, owner: Ints) -> Ints:
+    """With -1 for owners beyond those that any record belongs to."""
+    more = int(owner.max(initial=-1)) + 1 - len(row_of)
+    return np.concatenate([row_of, np.full(max(more, 0), -1, dtype=np.int64)])
