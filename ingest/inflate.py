@@ -11,8 +11,8 @@ from typing import Final
 
 import zstandard
 
-_FEED_BYTES: Final = 64 << 10
 _ZSTD_FEED_BYTES: Final = 1 << 10  # one byte of zstd can stand for 32 KiB: 1 KiB overshoots by 32 MiB at most
+_ZSTD_WINDOW_BYTES: Final = 64 << 20  # Go's best compression uses 32 MiB
 _MAX_MEMBERS: Final = 16  # nobody sends even two; every one costs a copy of what follows it
 
 
@@ -76,7 +76,7 @@ def _inflate_zstd(body: bytes, limit: int) -> bytes:
     """All frames, fed in small pieces because the library does not bound what comes out of one."""
     parts: list[bytes] = []
     for _ in range(_MAX_MEMBERS):
-        frame = zstandard.ZstdDecompressor(max_window_size=max(limit, _FEED_BYTES)).decompressobj()
+        frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
         at = 0
         while at < len(body) and not frame.eof:
             parts.append(frame.decompress(body[at : at + _ZSTD_FEED_BYTES]))

@@ -180,7 +180,7 @@ class Journal:
                 self._rotation = loop.call_later(self._rotate_after_s, self._tasks.put, _Rotate())
 
     def _delete_released(self) -> None:
-        """Delete what is wholly released, but never the file with the highest base: its name is the position."""
+        """Delete what is wholly released, never the file with the highest base: its name is the position."""
         newest = 1 if self._active_base is None else 0
         while len(self._ended) > newest and self._ended[0].end <= self.released:
             gone = self._ended.popleft()

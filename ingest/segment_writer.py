@@ -66,8 +66,8 @@ class SegmentWriter:
         self.position += size_bytes
 
     def roll(self, need_bytes: int) -> None:
-        """Go on in a new segment with room for `need_bytes`: the one made ready if it can be had, else a small
-        one, which a nearly full disk may still have room for.
+        """Go on in a new segment with room for `need_bytes`: the one made ready if it can be had, else
+        a small one, which a nearly full disk may still have room for.
         """
         self._start(self._made(need_bytes))
         self._make_ready()

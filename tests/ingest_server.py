@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,20 +38,13 @@ async def receivers(directory: Path, limits: Limits | None = None) -> AsyncItera
     journal = Journal.open(directory / "journal", segment_bytes=1 << 20)
     intake = Intake(journal, limits or Limits())
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            OtlpHttp(intake),
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    config = uvicorn.Config(OtlpHttp(intake), lifespan="off", log_level="warning", access_log=False)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
     grpc_server, grpc_port = await start_grpc(intake, host="127.0.0.1", port=0)
     try:
-        while not server.started:
-            await asyncio.sleep(0.005)
         port = listener.getsockname()[1]
         yield Receivers(
             http=f"http://127.0.0.1:{port}",
@@ -62,7 +54,6 @@ async def receivers(directory: Path, limits: Limits | None = None) -> AsyncItera
             directory=directory / "journal",
         )
     finally:
-        server.should_exit = True
-        await serving
-        await grpc_server.stop(grace=0.2)
+        await server.shutdown(sockets=[listener])
+        await grpc_server.stop(grace=None)
         await journal.close()
