@@ -15,8 +15,8 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 import pytest
-from shell_house import CALLS, call, publish
 
+from tests.shell_house import CALLS, call, publish
 from tollbook.problems import Problem
 from tollbook.reader_pool import ReaderLimits, ReaderPool
 

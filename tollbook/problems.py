@@ -56,34 +56,46 @@ KINDS: dict[str, Kind] = {
     "reader_unavailable": Kind(503, "No reader is up", _READYZ),
     "not_published": Kind(503, "Nothing is published yet", _READYZ),
     "not_ready": Kind(503, "tollbook is not ready", _READYZ),
+    "journal_failed": Kind(503, "The disk does not take it", "free space on the disk, send it again"),
     "internal": Kind(500, "tollbook made a mistake", "see the server's log; the request may be sent again"),
 }
 
 
 class Problem(Exception):
-    """A refusal that the caller sees: `code` of KINDS, a sentence, and more members for the answer."""
+    """A refusal that the caller sees: `code` of KINDS, a sentence, and more members for the answer.
 
-    def __init__(self, code: str, detail: str, *, retry_after_s: int | None = None, **members: Any) -> None:
+    With `kind` the code may be of another package's error tree, which brings its own status and next step.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after_s: int | None = None,
+        kind: Kind | None = None,
+        **members: Any,
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.kind = kind or KINDS[code]
         self.members = members
 
     @property
     def status(self) -> int:
-        return KINDS[self.code].status
+        return self.kind.status
 
     def body(self) -> bytes:
         """The problem document as JSON."""
-        kind = KINDS[self.code]
         document = {
             "type": f"urn:tollbook:problem:{self.code}",
-            "title": kind.title,
-            "status": kind.status,
+            "title": self.kind.title,
+            "status": self.kind.status,
             "code": self.code,
             "detail": self.detail,
-            "next": kind.next,
+            "next": self.kind.next,
         }
         return orjson.dumps({**document, **self.members})
 

@@ -1,0 +1,144 @@
+"""A running API for the tests of the shell: real uvicorn, real readers, real budget book, a built file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from tests.shell_house import publish
+
+from billing.budget import Budget, read_check
+from billing.budget_book import BudgetBook
+from tollbook.api import BudgetCheck, create_app
+from tollbook.api_budgets import CHECK_PATH
+from tollbook.guard import Guard
+from tollbook.reader_pool import ReaderLimits, ReaderPool
+from tollbook.settings import Server, Settings
+
+LIMITS = ReaderLimits(timeout_s=2.0, max_rows=50, memory_bytes=256 << 20)
+
+
+class StandingHouse:
+    """A house in which nothing moves: fixed offsets, budgets without spend."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.acknowledged = self.committed = 4096
+        self.published = 4000
+        self.reasons: list[str] = []
+        self.readers = ReaderPool(data_dir / "usage.duckdb", LIMITS)
+        self.budgets = BudgetBook()
+        self.settings = Settings(server=Server(data_dir=data_dir))
+        self.places: dict[str, str] = {}
+        self.explained: list[tuple[str, datetime]] = []
+
+    @property
+    def ready(self) -> bool:
+        return not self.reasons
+
+    async def define_budget(self, budget: Budget) -> None:
+        self.acknowledged += 100
+        self.budgets.put(budget, self.acknowledged)
+
+    async def delete_budget(self, budget_id: str) -> None:
+        self.acknowledged += 100
+        self.budgets.delete(budget_id, self.acknowledged)
+
+    async def check_budget(self, body: bytes) -> bytes:
+        if b"fault" in body:
+            raise RuntimeError("sk-ant-secret is in this message")
+        return self.budgets.check(read_check(body), datetime.now(UTC), None).model_dump_json().encode()
+
+    async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
+        self.explained.append((call_id, started_at))
+        return {"observations": [{"signal": "log"}], "price": {"lines": ["1000 x 3.00"]}}
+
+    def counters(self) -> dict[str, int | float]:
+        return {
+            "requests_total{signal=logs,transport=http}": 3,
+            "requests_total{signal=traces,transport=grpc}": 4,
+            "uptime_seconds": 1.5,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class Running:
+    """The address of a running server, and its house."""
+
+    port: int
+    house: StandingHouse
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        given = {} if body is None else {"content-type": "application/json"}
+        content = body if isinstance(body, bytes | None) else json.dumps(body)
+        with contextlib.closing(connection):
+            connection.request(method, path, content, {**given, **(headers or {})})
+            answer = connection.getresponse()
+            told = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, told, answer.read())
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.ask("GET", path, headers=headers)
+
+
+@contextlib.contextmanager
+def running(data_dir: Path) -> Iterator[Running]:
+    """Serve a house on a free port, in a thread with a loop of its own."""
+    publish(data_dir / "usage.duckdb")
+    house = StandingHouse(data_dir)
+    server = uvicorn.Server(uvicorn.Config(_routes(house), port=0, lifespan="off", log_config=None))
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(server, house)))
+    thread.start()
+    try:
+        while not (server.started and server.servers):
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        house.places = {"http": f"http://127.0.0.1:{port}", "grpc": "127.0.0.1:4317"}
+        yield Running(port, house)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _routes(house: StandingHouse) -> Guard:
+    api, check = create_app(house), BudgetCheck(house)
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        fast = scope["path"] == CHECK_PATH and scope["method"] == "POST"
+        await (check if fast else api)(scope, receive, send)
+
+    return Guard(route, allowed_hosts=["agent-host"])
+
+
+async def _serve(server: uvicorn.Server, house: StandingHouse) -> None:
+    await house.readers.start()
+    try:
+        await server.serve()
+    finally:
+        await house.readers.close()
