@@ -148,8 +148,7 @@ class Publisher:
             f"SELECT {', '.join(rollup.READS)} FROM {STAGING}.calls "
             "WHERE started_at >= ? AND started_at < ? + INTERVAL 1 HOUR"
         )
-        answer = self._db.sql(query, params=[hour, hour])
-        for batch in answer.to_arrow_reader(_CHUNK_ROWS):
+        for batch in self._db.execute(query, [hour, hour]).to_arrow_reader(_CHUNK_ROWS):
             part = pl.from_arrow(batch)
             assert isinstance(part, pl.DataFrame)
             yield part

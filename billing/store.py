@@ -145,7 +145,7 @@ def read(
     connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()
 ) -> pl.DataFrame:
     """A query's whole answer as a frame."""
-    answer = connection.sql(query, params=list(parameters)).to_arrow_table()
+    answer = connection.execute(query, list(parameters)).to_arrow_table()
     frame = pl.from_arrow(answer)
     return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
 
