@@ -87,7 +87,7 @@ BUDGETS = _columns(
 
 BUDGET_EVENTS = _columns(
     ("number", "BIGINT", "1, 2, ... in the order recorded"),
-    ("at", "TIMESTAMPTZ", "when it happened"),
+    ("happened_at", "TIMESTAMPTZ", "when it happened"),
     ("source", "VARCHAR", "'check': a check was answered so; 'spend': recorded spend passed a threshold"),
     ("decision", "VARCHAR", "'deny', 'warn' or 'notify'"),
     ("budget_id", "VARCHAR", "the budget that decided; an event of several budgets has a row for each"),

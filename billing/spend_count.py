@@ -9,10 +9,9 @@ as an unpriced call, never as 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -20,7 +19,7 @@ import duckdb
 import polars as pl
 
 from billing.budget import DIMENSIONS, LABEL_PREFIX, Budget
-from billing.budget_period import EPOCH, MINUTE_S, Period, bounds, epoch_s, parse_period, period_start
+from billing.budget_period import EPOCH, MINUTE_S, Period, bounds, epoch_s, period_start
 
 __all__ = ["Change", "Definition", "Scopes", "compile_scopes", "deltas", "floor_of", "recount"]
 
@@ -51,48 +50,48 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The budgets whose scopes name the same dimensions and whose periods have the same clock.
+    """The budgets whose scopes name the same dimensions.
 
-    `members`: one row per budget: d0.. (the scope's values, in order of `dims`), number u32 (its place in
-    `Scopes.definitions`), meter.
+    `members` has one row per budget: d0.. (the scope's values, in order of `dims`), number u32 (its place in
+    `Scopes.definitions`), clock u32 (place in `Scopes.clocks`), meter.
     """
 
     dims: tuple[str, ...]
-    clock: Period
     members: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """All budgets, arranged for joins."""
+    """All budgets, arranged for joins. A clock is what decides the bucket of a call."""
 
     definitions: tuple[Definition, ...]
+    clocks: tuple[Period, ...]
     plans: tuple[Plan, ...]
 
 
 def compile_scopes(definitions: Iterable[Definition]) -> Scopes:
-    """Arranges budgets by the dimensions their scopes name and by clock."""
+    """Arranges budgets by the dimensions their scopes name."""
     known = tuple(definitions)
-    groups: dict[tuple[tuple[str, ...], Period], list[tuple[Any, ...]]] = {}
+    clocks: dict[Period, int] = {}
+    groups: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
     for number, definition in enumerate(known):
         told = definition.budget.scope.dimensions()
         dims = tuple(sorted(told))
-        row = (*(told[dim] for dim in dims), number, definition.budget.meter)
-        groups.setdefault((dims, _clock(definition.budget)), []).append(row)
-    return Scopes(known, tuple(_plan(dims, clock, rows) for (dims, clock), rows in groups.items()))
+        clock = clocks.setdefault(_clock(definition.budget), len(clocks))
+        row = (*(told[dim] for dim in dims), number, clock, definition.budget.meter)
+        groups.setdefault(dims, []).append(row)
+    return Scopes(known, tuple(clocks), tuple(_plan(dims, rows) for dims, rows in groups.items()))
 
 
 def _clock(budget: Budget) -> Period:
-    """What decides the bucket of a call: rolling windows of any length share the minutes."""
+    """Rolling windows of any length share the minutes, totals everything."""
     period = budget.parsed_period()
-    if period.kind in ("rolling", "total"):
-        return Period(period.kind, parse_period("total").zone)
-    return period
+    return Period(period.kind, UTC) if period.kind in ("rolling", "total") else period
 
 
-def _plan(dims: tuple[str, ...], clock: Period, rows: list[tuple[Any, ...]]) -> Plan:
-    schema = {**_keys(dims), "number": pl.UInt32(), "meter": pl.String()}
-    return Plan(dims, clock, pl.DataFrame(rows, schema=schema, orient="row"))
+def _plan(dims: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Plan:
+    schema = {**_keys(dims), "number": pl.UInt32(), "clock": pl.UInt32(), "meter": pl.String()}
+    return Plan(dims, pl.DataFrame(rows, schema=schema, orient="row"))
 
 
 def _keys(dims: tuple[str, ...]) -> dict[str, pl.DataType]:
@@ -116,8 +115,26 @@ def deltas(scopes: Scopes, *, before: pl.DataFrame | None, after: pl.DataFrame |
     if not measured or not scopes.plans:
         return []
     calls = pl.concat(measured)
-    parts = [_plan_changes(calls, plan) for plan in scopes.plans]
-    changed = pl.concat(parts).filter((pl.col("amount") != 0) | (pl.col("unpriced") != 0))
+    return _changes(scopes, pl.concat([_matched(calls, plan) for plan in scopes.plans]))
+
+
+_MATCHED: dict[str, pl.DataType] = {
+    "number": pl.UInt32(),
+    "clock": pl.UInt32(),
+    "minute_s": pl.Int64(),
+    "amount": _MONEY_SUM,
+    "unpriced": pl.Int64(),
+}
+
+
+def _changes(scopes: Scopes, matched: pl.DataFrame) -> list[Change]:
+    """Sums matched amounts by budget and bucket."""
+    changed = (
+        matched.join(_buckets(matched, scopes.clocks), on=["clock", "minute_s"])
+        .group_by("number", "bucket_s")
+        .agg(pl.col("amount", "unpriced").sum())
+        .filter((pl.col("amount") != 0) | (pl.col("unpriced") != 0))
+    )
     return [Change(scopes.definitions[n], *rest) for n, *rest in changed.sort("number", "bucket_s").rows()]
 
 
@@ -144,16 +161,15 @@ def _meter(meter: str, *columns: str, sign: int) -> tuple[pl.Expr, pl.Expr]:
     return (amount if sign > 0 else -amount).alias(meter), (unknown * sign).alias(f"{meter}_unpriced")
 
 
-def _plan_changes(calls: pl.DataFrame, plan: Plan) -> pl.DataFrame:
-    """number, bucket_s, amount, unpriced of one plan's budgets."""
+def _matched(calls: pl.DataFrame, plan: Plan) -> pl.DataFrame:
+    """number, clock, minute_s, amount, unpriced: one row per call and budget of the plan that it falls
+    under.
+    """
     keys = list(_keys(plan.dims))
     wanted = calls.with_columns(_dimension(dim).alias(key) for key, dim in zip(keys, plan.dims, strict=True))
     matched = wanted.join(plan.members, on=keys) if keys else wanted.join(plan.members, how="cross")
-    return (
-        matched.join(_buckets(matched["minute_s"], plan.clock), on="minute_s")
-        .group_by("number", "bucket_s")
-        .agg(_of_meter("").sum().alias("amount"), _of_meter("_unpriced").sum().alias("unpriced"))
-    )
+    chosen = matched.with_columns(_of_meter("").alias("amount"), _of_meter("_unpriced").alias("unpriced"))
+    return chosen.select(list(_MATCHED))
 
 
 def _dimension(dim: str) -> pl.Expr:
@@ -172,13 +188,16 @@ def _of_meter(suffix: str) -> pl.Expr:
     return chosen
 
 
-def _buckets(minutes: pl.Series, clock: Period) -> pl.DataFrame:
-    """minute_s -> bucket_s. Asked once per distinct minute, of the same function that the front asks."""
-    distinct = minutes.unique().to_list()
-    starts = [epoch_s(period_start(clock, EPOCH + timedelta(seconds=each))) for each in distinct]
-    return pl.DataFrame(
-        {"minute_s": distinct, "bucket_s": starts}, schema={"minute_s": pl.Int64, "bucket_s": pl.Int64}
-    )
+def _buckets(matched: pl.DataFrame, clocks: tuple[Period, ...]) -> pl.DataFrame:
+    """clock, minute_s -> bucket_s. Asked once per distinct minute, of the same function that the front
+    asks.
+    """
+    distinct = matched.select("clock", "minute_s").unique()
+    starts = [
+        epoch_s(period_start(clocks[clock], EPOCH + timedelta(seconds=minute_s)))
+        for clock, minute_s in distinct.iter_rows()
+    ]
+    return distinct.with_columns(pl.Series("bucket_s", starts, pl.Int64))
 
 
 # --- the same figures from the calls themselves -----------------------------------------------------------
@@ -189,74 +208,51 @@ def recount(con: duckdb.DuckDBPyConnection, scopes: Scopes, *, now: datetime) ->
 
     That is the present period, the one before and any later one; of a rolling window its minutes.
     """
-    return [
-        Change(scopes.definitions[number], bucket_s, amount, unpriced)
-        for plan in scopes.plans
-        for number, bucket_s, amount, unpriced in _plan_spend(con, plan, scopes, now=now)
-    ]
+    if not scopes.plans:
+        return []
+    matched = pl.concat([_counted(con, plan, scopes, now=now) for plan in scopes.plans])
+    return _changes(scopes, matched)
 
 
-_SPEND_SQL = """
-    SELECT b.number, {bucket} AS bucket_s,
+_COUNT_SQL = """
+    SELECT b.number, b.clock,
+        CASE WHEN b.minutes THEN epoch_us(c.started_at) // 60000000 * 60 ELSE 0 END AS minute_s,
         sum(CASE b.meter
             WHEN 'billed_usd' THEN coalesce(c.billed_cost_usd, 0)::DECIMAL(38,12)
             WHEN 'list_usd' THEN coalesce(c.list_cost_usd, 0)::DECIMAL(38,12)
-            WHEN 'tokens' THEN (coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0))::DECIMAL(38,12)
-            ELSE coalesce(c.call_count, 0)::DECIMAL(38,12) END) AS amount,
+            WHEN 'tokens' THEN coalesce(c.input_tokens, 0)::DECIMAL(38,12) + coalesce(c.output_tokens, 0)
+            ELSE coalesce(c.call_count, 0)::DECIMAL(38,12) END)::DECIMAL(38,12) AS amount,
         count(*) FILTER (CASE b.meter
             WHEN 'billed_usd' THEN c.billed_cost_usd IS NULL
             WHEN 'list_usd' THEN c.list_cost_usd IS NULL
             WHEN 'tokens' THEN c.input_tokens IS NULL OR c.output_tokens IS NULL
             ELSE c.call_count IS NULL END) AS unpriced
-    FROM calls c
-    JOIN budget_members b ON {matches} AND c.started_at >= b.floor
-    {edges}
-    WHERE c.started_at >= $floor
+    FROM calls c JOIN budget_members b ON {matches}
+    WHERE c.started_at >= $lowest AND c.started_at >= b.floor
     GROUP BY ALL
 """
 
 
-def _plan_spend(
-    con: duckdb.DuckDBPyConnection, plan: Plan, scopes: Scopes, *, now: datetime
-) -> list[tuple[int, int, Decimal, int]]:
-    """Rows (number, bucket_s, amount, unpriced) of one plan's budgets."""
-    floors = [
-        floor_of(scopes.definitions[number].budget.parsed_period(), now) for number in plan.members["number"]
-    ]
-    tables = {
-        "budget_members": plan.members.with_columns(pl.Series("floor", floors, pl.Datetime("us", "UTC")))
-    }
-    calendar = plan.clock.kind not in ("rolling", "total")
-    if calendar:
-        tables["budget_edges"] = _edges(con, plan.clock, lowest=min(floors), now=now)
-    conditions, parameters = _conditions(plan.dims)
-    query = _SPEND_SQL.format(
-        bucket=_BUCKET_SQL.get(plan.clock.kind, "e.edge_s"),
-        matches=" AND ".join(conditions) or "true",
-        edges="ASOF JOIN budget_edges e ON c.started_at >= e.edge" if calendar else "",
+def _counted(con: duckdb.DuckDBPyConnection, plan: Plan, scopes: Scopes, *, now: datetime) -> pl.DataFrame:
+    """number, clock, minute_s, amount, unpriced of one plan's budgets; a total needs no minutes."""
+    periods = [scopes.definitions[number].budget.parsed_period() for number in plan.members["number"]]
+    floors = [floor_of(period, now) for period in periods]
+    members = plan.members.with_columns(
+        pl.Series("floor", floors, pl.Datetime("us", "UTC")),
+        pl.Series("minutes", [period.kind != "total" for period in periods], pl.Boolean),
     )
-    with _registered(con, tables):
-        return con.execute(query, {**parameters, "floor": min(floors)}).fetchall()
-
-
-@contextmanager
-def _registered(con: duckdb.DuckDBPyConnection, tables: dict[str, pl.DataFrame]) -> Iterator[None]:
-    for name, frame in tables.items():
-        con.register(name, frame.to_arrow())
+    conditions, parameters = _conditions(plan.dims)
+    query = _COUNT_SQL.format(matches=" AND ".join(conditions) or "true")
+    con.register("budget_members", members.to_arrow())
     try:
-        yield
+        answer = con.execute(query, {**parameters, "lowest": min(floors)}).to_arrow_table()
     finally:
-        for name in tables:
-            con.unregister(name)
-
-
-_BUCKET_SQL = {"total": "0", "rolling": f"epoch_us(c.started_at) // {MINUTE_S * 1_000_000} * {MINUTE_S}"}
+        con.unregister("budget_members")
+    return pl.DataFrame(pl.from_arrow(answer)).cast(_MATCHED)  # type: ignore[arg-type]
 
 
 def _conditions(dims: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """SQL conditions and their parameters; a dimension is a column of a fixed list or a label given as a
-    parameter.
-    """
+    """SQL conditions and their parameters: columns are of a fixed list, names of labels are parameters."""
     conditions, parameters = [], {}
     for i, dim in enumerate(dims):
         if dim.startswith(LABEL_PREFIX):
@@ -274,18 +270,3 @@ def floor_of(period: Period, now: datetime) -> datetime:
     if period.kind == "rolling":
         return bounds(period, now)[0] - timedelta(seconds=period.window_s)
     return period_start(period, period_start(period, now) - _EPSILON)
-
-
-def _edges(con: duckdb.DuckDBPyConnection, clock: Period, *, lowest: datetime, now: datetime) -> pl.DataFrame:
-    """Starts of the periods that hold calls, from `lowest` on: edge (UTC), edge_s."""
-    start, end = bounds(clock, now)
-    later = con.execute(
-        "SELECT DISTINCT epoch_us(started_at) // 60000000 * 60 FROM calls WHERE started_at >= $end",
-        {"end": end},
-    ).fetchall()
-    future = {period_start(clock, EPOCH + timedelta(seconds=minute_s)) for (minute_s,) in later}
-    edges = sorted({lowest, start, *future})
-    return pl.DataFrame(
-        {"edge": edges, "edge_s": [epoch_s(each) for each in edges]},
-        schema={"edge": pl.Datetime("us", "UTC"), "edge_s": pl.Int64},
-    )

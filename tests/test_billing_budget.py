@@ -1,4 +1,6 @@
-"""Definitions and checks as they come in: strict, with sentences that help, and durable as control records."""
+"""Definitions and checks as they come in: strict, with sentences that help, and durable as control
+records.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,10 @@ def test_no_thresholds_denies_at_the_limit() -> None:
         (_budget(limit="1.5", meter="tokens"), "limit: must be a whole number for the meter tokens"),
         (_budget(meter="usd"), "meter: Input should be 'billed_usd', 'list_usd', 'tokens' or 'calls'"),
         (_budget(period="daily"), "period: must be hour, day, week, month, total or rolling:<n>m|h|d"),
-        (_budget(time_zone="Europe/Berln"), "time_zone: must be an IANA time zone; did you mean Europe/Berlin?"),
+        (
+            _budget(time_zone="Europe/Berln"),
+            "time_zone: must be an IANA time zone; did you mean Europe/Berlin?",
+        ),
         (_budget(tim_zone="UTC"), "tim_zone: unknown key; did you mean time_zone?"),
         (_budget(scope={"tem": "a"}), "scope.tem: unknown key; did you mean team? allowed are team, project"),
         (_budget(scope={"access": "plan"}), "scope.access: Input should be 'payg', 'subscription'"),
@@ -78,7 +83,10 @@ def test_no_thresholds_denies_at_the_limit() -> None:
         (_budget(scope={"labels": {"a": 1}}), "scope.labels.a: Input should be a valid string"),
         (_budget(thresholds=[{"at": 0.8, "action": "warn"}]), "thresholds.0.at: must be a decimal string"),
         (_budget(thresholds=[{"at": "0.8", "acton": "warn"}]), "did you mean action?"),
-        (_budget(thresholds=[{"at": "1", "action": "deny"}] * 2), "thresholds: names the same fraction and action"),
+        (
+            _budget(thresholds=[{"at": "1", "action": "deny"}] * 2),
+            "thresholds: names the same fraction and action",
+        ),
         (_budget(id="../x"), "id: String should match pattern"),
         (_budget(on_unpriced="ignore"), "on_unpriced: Input should be 'deny', 'allow' or 'dearest'"),
     ],
@@ -110,7 +118,7 @@ def test_checks_are_strict_too(body: dict[str, object], sentence: str) -> None:
 
 
 def test_every_wrong_place_is_named_and_no_value() -> None:
-    secret = "sk-ant-api03-pasted-by-mistake"  # noqa: S105
+    secret = "sk-ant-api03-pasted-by-mistake"
     with pytest.raises(InvalidBudget) as caught:
         read_budget(_budget(limit=secret, meter=secret, time_zone=secret, period=secret, id=secret + "!"))
     assert len(caught.value.sentences) == 5
@@ -132,7 +140,9 @@ def test_attributes_tell_dimensions_and_the_scope_wins() -> None:
         "tollbook.label.customer": "x",
         "http.port": 80,
     }
-    request = read_check(json.dumps({"scope": {"agent": "scoped"}, "attributes": attributes, "model": "m"}).encode())
+    request = read_check(
+        json.dumps({"scope": {"agent": "scoped"}, "attributes": attributes, "model": "m"}).encode()
+    )
     assert request.dimensions() == {
         "agent": "scoped",
         "team": "from-tollbook",
@@ -168,7 +178,14 @@ def test_control_records_round_trip() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xff", b"[]", b'{"v":2,"op":"delete","budget_id":"b"}', b'{"v":1,"op":"rob"}', b'{"v":1,"op":"put"}'],
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"v":2,"op":"delete","budget_id":"b"}',
+        b'{"v":1,"op":"rob"}',
+        b'{"v":1,"op":"put"}',
+    ],
 )
 def test_unreadable_control_records_are_faults_with_a_code(body: bytes) -> None:
     with pytest.raises(ControlError) as caught:
@@ -178,7 +195,14 @@ def test_unreadable_control_records_are_faults_with_a_code(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "text"),
-    [("0", "0"), ("1.500000000000", "1.5"), ("100", "100"), ("1E+3", "1000"), ("-0.000", "0"), ("1E-12", "0.000000000001")],
+    [
+        ("0", "0"),
+        ("1.500000000000", "1.5"),
+        ("100", "100"),
+        ("1E+3", "1000"),
+        ("-0.000", "0"),
+        ("1E-12", "0.000000000001"),
+    ],
 )
 def test_decimal_text(amount: str, text: str) -> None:
     assert decimal_text(Decimal(amount)) == text
