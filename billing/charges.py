@@ -95,8 +95,8 @@ def hex_digits(column: str) -> pl.Expr:
 
 def _hex(words: pl.Series) -> pl.Series:
     digits = words.fill_null(0).to_numpy().astype(">u8").tobytes().hex().encode()
-    offsets = np.arange(len(words) + 1, dtype=np.int32) * 16
-    text = pa.StringArray.from_buffers(len(words), pa.py_buffer(offsets), pa.py_buffer(digits))
+    ends = (np.arange(len(words) + 1, dtype=np.int32) * 16).tobytes()
+    text = pa.StringArray.from_buffers(len(words), pa.py_buffer(ends), pa.py_buffer(digits))
     frame = pl.DataFrame({"text": pl.Series(values=text), "known": words.is_not_null()})
     return frame.select(pl.when("known").then("text")).to_series()
 

@@ -1,5 +1,6 @@
 """From journal frames to ledger commits; a record that cannot be loaded goes to `rejects` alone.
 
+Decoding is apart from committing, so that one batch can be decoded while the one before is being committed.
 A batch that fails is cut in halves until the failing record stands alone. Faults of the machine (disk,
 memory, a broken database) are not the record's and are raised.
 """
@@ -9,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import duckdb
 import polars as pl
-from ingest.observe import observe
 
 from billing.ledger import Batch, Commit, Ledger
 from ingest.decode import decode
+from ingest.dialect import Dialects, load_dialects
 from ingest.journal import Frame, Kind
 from ingest.observation import LINKS, OBSERVATIONS, REJECTS, UNRECOGNISED
+from ingest.observe import observe
 
 log = logging.getLogger("tollbook.loader")
 
@@ -35,41 +38,67 @@ FAULTS = (
 """What is wrong with the machine, not with a record: to be tried again, never to be rejected."""
 
 
-def load_frames(ledger: Ledger, frames: Sequence[Frame]) -> list[Commit]:
-    """Commit journal frames, in order; frames that fail are cut out into `rejects`."""
-    try:
-        batch = _batch(frames)
-    except FAULTS:
-        raise
-    except Exception as error:
-        if len(frames) == 1:
-            return [ledger.load(_rejected_frame(frames[0], error))]
-        middle = len(frames) // 2
-        return [*load_frames(ledger, frames[:middle]), *load_frames(ledger, frames[middle:])]
-    return _load(ledger, batch)
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Journal frames, decoded; `batch` is None where they could not be decoded together."""
+
+    frames: Sequence[Frame]
+    batch: Batch | None
+
+    @property
+    def position(self) -> int:
+        """The journal position after the last frame."""
+        return self.frames[-1].offset
 
 
-def _batch(frames: Sequence[Frame]) -> Batch:
-    telemetry = [frame for frame in frames if frame.kind != Kind.CONTROL]
-    observed = observe(decode(telemetry))
-    return Batch(
-        observations=observed.observations,
-        links=observed.links,
-        rejects=observed.rejects,
-        unrecognised=observed.unrecognised,
-        position=frames[-1].offset,
-        controls=[(frame.offset, frame.body) for frame in frames if frame.kind == Kind.CONTROL],
-    )
+class Loader:
+    """Decodes frames and commits them to one ledger."""
 
+    def __init__(self, ledger: Ledger, dialects: Dialects | None = None) -> None:
+        self._ledger = ledger
+        self._dialects = dialects or load_dialects()
 
-def _load(ledger: Ledger, batch: Batch) -> list[Commit]:
-    try:
-        return [ledger.load(batch)]
-    except FAULTS:
-        raise
-    except Exception as error:
-        log.exception("a batch of %d observations failed; cutting it in halves", len(batch.observations))
-        return [commit for part in _halves(batch, ledger.position, error) for commit in _load(ledger, part)]
+    def prepare(self, frames: Sequence[Frame]) -> Prepared:
+        """Decode frames. Touches no ledger: may run in another thread than `load`."""
+        try:
+            return Prepared(frames, self._batch(frames))
+        except FAULTS:
+            raise
+        except Exception:
+            log.exception("%d requests cannot be decoded together; taking them apart", len(frames))
+            return Prepared(frames, None)
+
+    def load(self, prepared: Prepared) -> list[Commit]:
+        """Commit prepared frames, in order; what fails is cut out into `rejects`."""
+        if prepared.batch is not None:
+            return self._commit(prepared.batch)
+        if len(prepared.frames) == 1:
+            return [self._ledger.load(_rejected_frame(prepared.frames[0]))]
+        middle = len(prepared.frames) // 2
+        halves = (prepared.frames[:middle], prepared.frames[middle:])
+        return [commit for half in halves for commit in self.load(self.prepare(half))]
+
+    def _batch(self, frames: Sequence[Frame]) -> Batch:
+        telemetry = [frame for frame in frames if frame.kind != Kind.CONTROL]
+        observed = observe(decode(telemetry, self._dialects))
+        return Batch(
+            observations=observed.observations,
+            links=observed.links,
+            rejects=observed.rejects,
+            unrecognised=observed.unrecognised,
+            position=frames[-1].offset,
+            controls=[(frame.offset, frame.body) for frame in frames if frame.kind == Kind.CONTROL],
+        )
+
+    def _commit(self, batch: Batch) -> list[Commit]:
+        try:
+            return [self._ledger.load(batch)]
+        except FAULTS:
+            raise
+        except Exception as error:
+            log.exception("%d observations cannot be committed together", len(batch.observations))
+            halves = _halves(batch, self._ledger.position, error)
+            return [commit for half in halves for commit in self._commit(half)]
 
 
 def _halves(batch: Batch, position: int, error: Exception) -> list[Batch]:
@@ -86,16 +115,17 @@ def _halves(batch: Batch, position: int, error: Exception) -> list[Batch]:
 
 def _without_observation(batch: Batch, error: Exception) -> Batch:
     told = batch.observations.row(0, named=True)
-    reject = _reject(told["journal_offset"], told["signal"], error)
+    reason = f"could not be loaded ({type(error).__name__})"  # its message may quote the record
+    reject = _reject(told["journal_offset"], told["signal"], reason)
     return dataclasses.replace(
         batch, observations=batch.observations.clear(), rejects=pl.concat([batch.rejects, reject])
     )
 
 
-def _rejected_frame(frame: Frame, error: Exception) -> Batch:
-    log.error("frame ending at %d cannot be decoded: %s", frame.offset, type(error).__name__)
+def _rejected_frame(frame: Frame) -> Batch:
     signal = Kind(frame.kind).name.partition("_")[0].lower()
-    return dataclasses.replace(_nothing(frame.offset), rejects=_reject(frame.offset, signal, error))
+    reject = _reject(frame.offset, signal, "the request could not be decoded")
+    return dataclasses.replace(_nothing(frame.offset), rejects=reject)
 
 
 def _nothing(position: int) -> Batch:
@@ -108,12 +138,11 @@ def _nothing(position: int) -> Batch:
     )
 
 
-def _reject(offset: int, signal: str, error: Exception) -> pl.DataFrame:
-    """A row of `rejects`; the error's class only, because its message may quote the record."""
+def _reject(offset: int, signal: str, reason: str) -> pl.DataFrame:
     row = {
         "journal_offset": offset,
         "signal": signal,
-        "reason": f"could not be loaded ({type(error).__name__})",
+        "reason": reason,
         "received_at": datetime.now(UTC),
     }
     return pl.DataFrame([row], schema=REJECTS)

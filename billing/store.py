@@ -126,7 +126,7 @@ def sql_type(kind: Any) -> str:
         return "STRUCT(" + ", ".join(f"{f.name} {sql_type(f.dtype)}" for f in kind.fields) + ")"
     if isinstance(kind, pl.Decimal):
         return f"DECIMAL({kind.precision},{kind.scale})"
-    return _TYPES[kind if isinstance(kind, type) else type(kind)]
+    return _TYPES[kind.base_type()]
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class Front:
         self.events_dropped = 0
         self.checks = 0
         self.started_at = time.time()
+        self.places: dict[str, str] = {}
         journal.on_durable = self.ledger.durable
         self.ledger.durable(journal.durable)
 
@@ -164,7 +165,7 @@ class Front:
 
     def _take(self, message: Message) -> None:
         """Follow the ledger: release what it has committed, keep the budgets equal to it."""
-        self.journal.release(min(message.get("position", message.get("committed", 0)), self.journal.durable))
+        self.journal.release(min(self.ledger.committed, self.journal.durable))
         try:
             if message["type"] == "hello":
                 self._load_quotes()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,9 +23,10 @@ from queue import Empty, SimpleQueue
 
 from billing.explain import explain
 from billing.ledger import Ledger
-from billing.loader import load_frames
+from billing.loader import Loader, Prepared
 from billing.publish import Publisher
-from catalog import Catalog
+from catalog.catalog import Catalog
+from ingest.dialect import load_dialects
 from ingest.journal import read_frames
 from tollbook.channel import Channel, Message
 
@@ -83,6 +85,8 @@ class LedgerProcess:
             published=config.path("usage.duckdb"),
             epoch=config.epoch,
         )
+        self._loader = Loader(self._ledger, load_dialects(config.attribution))
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._changed = threading.Event()
         self._tidied = time.monotonic()
 
@@ -128,20 +132,24 @@ class LedgerProcess:
             self._tidy()
 
     def _load_all(self) -> None:
-        while self._ledger.position < self._durable and not self._stopping:
-            self._load_some()
+        """Load up to what is durable now: while one batch is committed, the next is being decoded."""
+        upcoming = self._decoding.submit(self._decode, self._ledger.position)
+        while (prepared := upcoming.result()) and not self._stopping:
+            upcoming = self._decoding.submit(self._decode, prepared.position)
+            for commit in self._loader.load(prepared):
+                self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
+            self._changed.set()
             self._answer()
 
-    def _load_some(self) -> None:
+    def _decode(self, position: int) -> Prepared | None:
+        """The journal's next batch after a position; None when all is loaded."""
+        durable = self._durable
+        if position >= durable:
+            return None
         frames = read_frames(
-            self._config.path("journal"),
-            start=self._ledger.position,
-            stop=self._durable,
-            max_bytes=self._config.batch_bytes,
+            self._config.path("journal"), start=position, stop=durable, max_bytes=self._config.batch_bytes
         )
-        for commit in load_frames(self._ledger, frames):
-            self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
-        self._changed.set()
+        return self._loader.prepare(frames)
 
     def _answer(self) -> None:
         while True:

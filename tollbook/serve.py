@@ -1,4 +1,4 @@
-"""`tollbook serve`: open the journal, listen, start the ledger and the readers, say where, run until told to stop."""
+"""`tollbook serve`: open the journal, listen, start ledger and readers, say where, run until told to stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -18,7 +19,8 @@ import uvloop
 from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal
-from tollbook.api import BudgetCheck, create_app
+from tollbook.api import create_app
+from tollbook.api_budgets import BudgetCheck
 from tollbook.front import Front
 from tollbook.guard import Guard
 from tollbook.settings import Settings
@@ -31,7 +33,8 @@ KEEP_ALIVE_S = 75
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Whatever it or its children write is for this user's eyes only."""
+    os.umask(0o077)
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.server.log_level.upper(),
@@ -48,10 +51,11 @@ async def _serve(settings: Settings) -> None:
         front = Front(settings, journal)
         listening = _listen(server.host, server.http_port)
         grpc_server, grpc_port = await start_grpc(front.intake, host=server.host, port=server.grpc_port)
-        http = _http_server(Routes(front))
+        http = _http_server(front)
         async with front.running():
             serving = asyncio.create_task(http.serve(sockets=[listening]))
-            _say_where(listening, server.host, grpc_port)
+            front.places = _places(listening, server.host, grpc_port)
+            _say_where(front.places)
             _settle_memory()
             await serving
             await grpc_server.stop(GRACE_S)
@@ -60,7 +64,7 @@ async def _serve(settings: Settings) -> None:
 
 
 class Routes:
-    """The ASGI application: telemetry and budget checks by the shortest way, everything else through FastAPI."""
+    """The ASGI application: telemetry and budget checks by the shortest way, the rest through FastAPI."""
 
     def __init__(self, front: Front) -> None:
         self._otlp = OtlpHttp(front.intake)
@@ -99,8 +103,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _http_server(routes: Routes) -> uvicorn.Server:
-    guarded = Guard(routes)
+def _http_server(front: Front) -> uvicorn.Server:
+    guarded = Guard(Routes(front), allowed_hosts=front.settings.server.allowed_hosts)
     return _Server(
         uvicorn.Config(
             guarded,
@@ -116,9 +120,13 @@ def _http_server(routes: Routes) -> uvicorn.Server:
     )
 
 
-def _say_where(listening: socket.socket, host: str, grpc_port: int) -> None:
+def _places(listening: socket.socket, host: str, grpc_port: int) -> dict[str, str]:
     shown = f"[{host}]" if ":" in host else host
-    places = {"http": f"http://{shown}:{listening.getsockname()[1]}", "grpc": f"{shown}:{grpc_port}"}
+    return {"http": f"http://{shown}:{listening.getsockname()[1]}", "grpc": f"{shown}:{grpc_port}"}
+
+
+def _say_where(places: dict[str, str]) -> None:
+    """The one line on stdout."""
     sys.stdout.write(orjson.dumps(places).decode() + "\n")
     sys.stdout.flush()
 
