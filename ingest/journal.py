@@ -72,7 +72,7 @@ class _Stop:
     """Queued last."""
 
 
-_Task = _Waiting | _Rotate | _Stop
+_Task = list[_Waiting] | _Rotate | _Stop
 
 
 class Journal:
@@ -98,6 +98,7 @@ class Journal:
         self.durable = spans[-1].end if spans else 0
         self.released = spans[0].base if spans else 0
         self._ended = deque(span for span in spans if span.end > span.base)
+        self._arrived: list[_Waiting] = []
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="journal-segments")
         self._writer = SegmentWriter(
@@ -137,7 +138,9 @@ class Journal:
         loop = self._loop or self._bind_loop()
         done: asyncio.Future[int] = loop.create_future()
         self.queued_bytes += HEADER_BYTES + len(body)
-        self._tasks.put(_Waiting(done, kind, received_at_ns, body))
+        if not self._arrived:
+            loop.call_soon(self._hand_over)
+        self._arrived.append(_Waiting(done, kind, received_at_ns, body))
         return await done
 
     def release(self, offset: int) -> None:
@@ -157,6 +160,7 @@ class Journal:
         self._closing = True
         if self._rotation:
             self._rotation.cancel()
+        self._hand_over()
         self._tasks.put(_Stop())
         await asyncio.get_running_loop().run_in_executor(None, self._join)
         await asyncio.sleep(0)  # lets the last groups' replies, already queued in this loop, go out
@@ -171,6 +175,12 @@ class Journal:
     def _bind_loop(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()
         return self._loop
+
+    def _hand_over(self) -> None:
+        """Wake the writer once for all that arrived in this round of the loop: wake-ups cost both threads."""
+        if self._arrived:
+            self._tasks.put(self._arrived)
+            self._arrived = []
 
     def _schedule_rotation(self) -> None:
         due = self._active_base is not None and self._active_base < self.released
@@ -189,7 +199,9 @@ class Journal:
     def _on_written(self, group: Sequence[tuple[_Waiting, int]], durable: int) -> None:
         self.queued_bytes -= durable - self.durable
         self.durable = durable
-        self.failure = None
+        if self.failure:
+            _log.warning("the journal writes again")
+            self.failure = None
         self.groups += 1
         for waiting, offset in group:
             if not waiting.done.done():
@@ -200,7 +212,10 @@ class Journal:
     def _on_failed(self, group: Sequence[_Waiting], error: Exception) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         if self.failure is None:
-            _log.error("the journal cannot write (%s): requests are refused until it can", reason)
+            fault = None if isinstance(error, OSError) else error  # a mistake of ours: say where
+            _log.error(
+                "the journal cannot write (%s): requests are refused until it can", reason, exc_info=fault
+            )
         self.failure = reason
         for waiting in group:
             self.queued_bytes -= HEADER_BYTES + len(waiting.body)
@@ -230,13 +245,13 @@ class Journal:
                 return
 
     def _next_tasks(self) -> tuple[list[_Waiting], _Task | None]:
-        """The records that wait now, at most a group, and the command that ended the list (if one did)."""
+        """The records that wait now, about a group, and the command that ended the list (if one did)."""
         waiting: list[_Waiting] = []
         task = self._tasks.get()
         with suppress(Empty):
-            while isinstance(task, _Waiting):
-                waiting.append(task)
-                if len(waiting) == _GROUP_FRAMES:
+            while isinstance(task, list):
+                waiting += task
+                if len(waiting) >= _GROUP_FRAMES:
                     break
                 task = self._tasks.get_nowait()
             else:
