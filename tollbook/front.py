@@ -31,6 +31,8 @@ from tollbook.settings import Settings
 
 log = logging.getLogger("tollbook.front")
 
+COUNTING_TIMEOUT_S = 5.0
+"""How long the definition of a budget waits for its spend; until that is known, checks say so."""
 MAX_WAITING_EVENTS = 1000
 """Budget decisions waiting to be journaled; beyond it they are counted as dropped, never waited for."""
 
@@ -100,9 +102,13 @@ class Front:
             await self.readers.close()
 
     async def define_budget(self, budget: Budget) -> None:
-        """Define a budget, durably; it counts from the next check on."""
+        """Define a budget, durably, and wait a moment for the ledger to count the calls it already has."""
         offset = await self._journal(encode_control("put", budget=budget))
         self.budgets.put(budget, offset)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COUNTING_TIMEOUT_S):
+                while self.budgets.pending(budget.id):
+                    await self.ledger.changed.wait()
 
     async def delete_budget(self, budget_id: str) -> None:
         """Delete a budget, durably."""
@@ -200,7 +206,6 @@ class Front:
     async def _start_readers(self) -> None:
         """The readers need a published file, so they start after the ledger's first word."""
         while not self.ledger.running:
-            self.ledger.changed.clear()
             await self.ledger.changed.wait()
         await self.readers.start()
 

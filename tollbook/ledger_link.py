@@ -39,7 +39,8 @@ class LedgerLink:
     """What the front knows of its ledger.
 
     `committed` and `published` are journal positions; `running` is false from a ledger's death until the next
-    one has said hello; `restarts`, `calls` and `repeated` count since the front started.
+    one has said hello; `restarts`, `calls` and `repeated` count since the front started. `changed` is set at
+    the ledger's next word, and is a new event after each.
     """
 
     def __init__(self, config: Message, *, on_state: Callable[[Message], None]) -> None:
@@ -165,7 +166,8 @@ class LedgerLink:
                 answer = self._questions.get(message["number"])
                 if answer and not answer.done():
                     answer.set_result(message["answer"])
-        self.changed.set()
+        told, self.changed = self.changed, asyncio.Event()
+        told.set()
 
     def _lost(self) -> None:
         self.running = False
