@@ -1,22 +1,17 @@
-"""Attribute values as columns: AnyValue messages to kinds, numbers and slices of text, and slices to
-Polars strings.
+"""Attribute values as columns: AnyValue messages to kinds, numbers and slices of text.
 
-Why: only here do bytes of a request become values, and only for attributes somebody asked for. Text
-columns are Arrow string views over the batch's buffer: no text is copied, and a frame made of them keeps
-that buffer alive, so frames are to be written away, not kept. What it refuses: bytes that are not UTF-8
-(protobuf checks that on receipt) are replaced, never passed on.
+Why: only here do bytes of a request become values, and only for attributes somebody asked for. What it
+refuses: arrays, maps and byte strings, of which only the kind is told.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 
-from .scan import FIXED64, LENGTH, VARINT, Buffer, Ints, Mask, Reals, fields, long_varints
+from .scan import FIXED64, LENGTH, VARINT, Buffer, Ints, Reals, fields, long_varints
 
 NONE, TEXT, FLAG, INTEGER, REAL, OTHER = range(6)  # OTHER: bytes, arrays, maps
 
@@ -31,7 +26,6 @@ _KINDS: Final = {  # tag of the AnyValue field -> kind
 }
 _KIND_OF: Final = np.array([_KINDS.get(tag, NONE) for tag in range(128)], dtype=np.int64)
 _U = np.uint64
-_LOW_BYTES: Final = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +82,3 @@ def _valued(buffer: Buffer, kind: Ints, start: Ints, end: Ints) -> Values:
     reals = np.flatnonzero(kind == REAL)
     real[reals] = buffer.words[start[reals]].view(np.float64)
     return Values(kind, number, real, start, end)
-
-
-def text_array(buffer: Buffer, start: Ints, end: Ints, valid: Mask) -> pa.Array[Any]:
-    """The slices as an Arrow string view array, NULL where not `valid`."""
-    length = np.where(valid, end - start, 0)
-    at = np.where(valid, start, 0)
-    views = np.empty((len(at), 2), dtype=np.uint64)
-    head = buffer.words[at] & _U(0xFFFFFFFF) & _LOW_BYTES[np.minimum(length, 4)]
-    views[:, 0] = length.astype(np.uint64) | head << _U(32)
-    inline = buffer.words[at + 4] & _LOW_BYTES[np.clip(length - 4, 0, 8)]
-    views[:, 1] = np.where(length <= 12, inline, at.astype(np.uint64) << _U(32))
-    bitmap = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
-    buffers = [bitmap, pa.py_buffer(views.tobytes()), pa.py_buffer(buffer.data)]
-    array = pa.Array.from_buffers(pa.string_view(), len(at), buffers)
-    try:
-        array.validate(full=True)
-    except pa.ArrowInvalid:
-        texts = [
-            buffer.cut(a, a + n).decode("utf-8", "replace")
-            for a, n in zip(at.tolist(), length.tolist(), strict=True)
-        ]
-        array = pa.array(texts, type=pa.string_view(), mask=~valid)
-    return array
-
-
-def text_series(buffer: Buffer, start: Ints, end: Ints, valid: Mask) -> pl.Series:
-    """`text_array` as a Polars series."""
-    series = pl.from_arrow(text_array(buffer, start, end, valid))
-    assert isinstance(series, pl.Series)
-    return series

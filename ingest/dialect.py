@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .vocabulary import Vocabulary
+from .texts import Vocabulary
 
 SCALES: Final = {"ms": 1.0, "s": 1e3, "us": 1e-3, "ns": 1e-6, "micros": 1e-6}
 LABEL_PREFIX: Final = "tollbook.label."

@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from .anyvalue import TEXT, read_values, text_series
+from .anyvalue import TEXT, read_values
 from .decode import Decoded
 from .dialect import Key, Rule
 from .observation import UNRECOGNISED
 from .otlp_columns import LOG, METRIC, SIGNALS
 from .scan import Ints, Mask
-from .vocabulary import UNKNOWN, distinct
+from .texts import UNKNOWN, checked_series, distinct
 
 NO_RULE: Final = -1
 _NAME_BYTES: Final = 120  # kept of the name of an unrecognised record
@@ -126,7 +126,7 @@ def _unrecognised(decoded: Decoded, matched: Matched) -> pl.DataFrame:
             "scope": pl.Series(matched.scope_names, dtype=pl.String).gather(
                 matched.scope[records.scope[rows]]
             ),
-            "name": text_series(decoded.columns.buffer, start, end, np.ones(len(rows), dtype=np.bool_)),
+            "name": checked_series(decoded.columns.buffer, start, end),
             "signal": pl.Series(SIGNALS).gather(records.signal[rows]),
         }
     )

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from .anyvalue import FLAG, INTEGER, REAL, TEXT, text_series
+from .anyvalue import FLAG, INTEGER, REAL, TEXT
 from .dialect import Dialects, Key
 from .scan import Buffer, Ints, Mask, Reals
+from .texts import Vocabulary, array_of, as_series
 from .told import LABEL, Told
-from .vocabulary import Vocabulary
 
 UNTOLD: Final = -1
 _NULL_WORDS: Final = ("none", "null", "nan", "undefined", "n/a")
@@ -56,67 +56,55 @@ class Anomalies:
         return as_series(pa.LargeListArray.from_arrays(offsets, texts))
 
 
-def as_series(array: pa.Array[Any]) -> pl.Series:
-    series = pl.from_arrow(array)
-    assert isinstance(series, pl.Series)
-    return series
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Values under one key: `rows` of observations that have it, and where (`at`) in `told`."""
+    """Values under one key: `rows` of observations that have it, and `at`, where they are told."""
 
     key: Key
     rows: Ints
-    told: Told
     at: Ints
-
-    @property
-    def kind(self) -> Ints:
-        return self.told.values.kind[self.at]
+    kind: Ints
 
 
 class Reader:
-    """Fields of n observations with rules `rule`, from their attributes and their resources'
-    (`resource`: index of each one's).
-    """
+    """Fields of n observations with rules `rule` and resources `resource` (owners in `told`)."""
 
     def __init__(
         self,
         dialects: Dialects,
+        told: Told,
         *,
         rule: Ints,
-        told: Told,
-        resource_told: Told,
         resource: Ints,
         buffer: Buffer,
         anomalies: Anomalies,
     ) -> None:
-        self.dialects, self.rule, self.buffer, self.anomalies = dialects, rule, buffer, anomalies
-        self.own, self.shared, self.resource = _ByKey(told), _ByKey(resource_told), resource
-        self.used = [dialects.rules[index] for index in np.unique(rule).tolist()]
-        self.index = {id(dialects.rules[index]): index for index in np.unique(rule).tolist()}
-        self.count = len(rule)
+        self.rule, self.resource, self.buffer, self.anomalies = rule, resource, buffer, anomalies
+        self.count, self.told, self.values = len(rule), told, told.values
+        self.rules = {index: dialects.rules[index] for index in np.unique(rule).tolist()}
+        self.by_key = _ByKey(told, self.count)
+        nothing = np.zeros((1, 2), dtype=np.uint64)  # an empty view at the end, where UNTOLD points to
+        self.views = np.concatenate([told.views, nothing])
 
-    def text(self, field: str, *, from_resource: bool = False) -> tuple[Ints, Ints]:
-        """Slices of a text field, UNTOLD where there is none."""
-        start = np.full(self.count, UNTOLD, dtype=np.int64)
-        end = start.copy()
+    def text(self, field: str, *, from_resource: bool = False) -> Ints:
+        """Where a text field is told, UNTOLD where it is not."""
+        column = np.full(self.count, UNTOLD, dtype=np.int64)
         for found in self._found(field, from_resource):
             good = found.kind == TEXT
-            rows, at = found.rows[good], found.at[good]
-            start[rows], end[rows] = found.told.values.start[at], found.told.values.end[at]
-        return start, end
+            column[found.rows[good]] = found.at[good]
+        return column
 
-    def text_of(self, key: Key) -> tuple[Ints, Ints]:
-        """Slices of the text under one key, of the record or else its resource."""
-        start = np.full(self.count, UNTOLD, dtype=np.int64)
-        end = start.copy()
+    def text_of(self, key: Key) -> Ints:
+        """Where there is text under one key, of the record or else its resource."""
+        column = np.full(self.count, UNTOLD, dtype=np.int64)
         for found in self._under(key, None, from_resource=True):
             good = found.kind == TEXT
-            rows, at = found.rows[good], found.at[good]
-            start[rows], end[rows] = found.told.values.start[at], found.told.values.end[at]
-        return start, end
+            column[found.rows[good]] = found.at[good]
+        return column
+
+    def series(self, at: Ints) -> pl.Series:
+        """The texts at these places, NULL where UNTOLD."""
+        return as_series(array_of(self.buffer, self.views[at], at != UNTOLD))
 
     def number(self, field: str, *, most: int) -> Ints:
         """A count (0 to `most`), UNTOLD where there is none to be believed."""
@@ -124,7 +112,7 @@ class Reader:
         for found in self._found(field):
             value, told = self._reals(found)
             whole = found.kind == INTEGER
-            value[whole] = found.told.values.number[found.at[whole]]
+            value[whole] = self.values.number[found.at[whole]]
             good = told & (value >= 0) & (value <= most) & (value == np.floor(value))
             self.anomalies.note(found.rows[told & ~good], f"{field}:absurd")
             if found.key.zero_is_unknown:
@@ -147,7 +135,7 @@ class Reader:
         """1, 0 or UNTOLD."""
         column = np.full(self.count, UNTOLD, dtype=np.int64)
         for found in self._found(field):
-            kind, number = found.kind, found.told.values.number[found.at].copy()
+            kind, number = found.kind, self.values.number[found.at].copy()
             texts = np.flatnonzero(kind == TEXT)
             words = self._texts(found, texts).str.to_lowercase()
             number[texts] = (words == "true").to_numpy()
@@ -176,7 +164,7 @@ class Reader:
         return texts.cast(pl.Decimal(18, 12))
 
     def _amounts(self, found: Found) -> pl.Series:
-        values, kind = found.told.values, found.kind
+        values, kind = self.values, found.kind
         whole, real, text = (np.flatnonzero(kind == wanted) for wanted in (INTEGER, REAL, TEXT))
         amounts = pl.Series([None], dtype=pl.String).new_from_index(0, len(kind))
         amounts = amounts.scatter(whole, pl.Series(values.number[found.at[whole]]).cast(pl.String))
@@ -193,9 +181,9 @@ class Reader:
         and NaN).
         """
         kind = found.kind
-        value = found.told.values.real[found.at].copy()
+        value = self.values.real[found.at].copy()
         whole = kind == INTEGER
-        value[whole] = found.told.values.number[found.at[whole]]
+        value[whole] = self.values.number[found.at[whole]]
         value[kind == FLAG] = np.nan
         texts = np.flatnonzero(kind == TEXT)
         told = np.ones(len(kind), dtype=np.bool_)
@@ -206,9 +194,7 @@ class Reader:
         return value, told
 
     def _texts(self, found: Found, which: Ints) -> pl.Series:
-        at, values = found.at[which], found.told.values
-        valid = np.ones(len(at), dtype=np.bool_)
-        return text_series(self.buffer, values.start[at], values.end[at], valid).str.strip_chars()
+        return self.series(found.at[which]).str.strip_chars()
 
     def _found(self, field: str, from_resource: bool = False) -> Iterator[Found]:
         """Values of a field, the weakest key first, a resource's before the record's own."""
@@ -219,33 +205,37 @@ class Reader:
     def _plans(self, field: str) -> Iterator[tuple[tuple[Key, ...], Mask | None]]:
         """The different lists of keys in use, and the rows each is for (None: all)."""
         lists: dict[tuple[Key, ...], list[int]] = {}
-        for rule in self.used:
-            lists.setdefault(rule.fields.get(field, ()), []).append(self.index[id(rule)])
+        for index, rule in self.rules.items():
+            lists.setdefault(rule.fields.get(field, ()), []).append(index)
         for keys, rules in lists.items():
             yield keys, None if len(lists) == 1 else np.isin(self.rule, rules)
 
     def _under(self, key: Key, mask: Mask | None, *, from_resource: bool) -> Iterator[Found]:
-        if from_resource and (at := self.shared.rows(key.id)).size:
-            place = np.full(int(self.resource.max(initial=-1)) + 1, -1, dtype=np.int64)
-            place[self.shared.told.owner[at]] = at
-            rows = np.flatnonzero(place[self.resource] >= 0)
-            rows = rows if mask is None else rows[mask[rows]]
-            yield Found(key, rows, self.shared.told, place[self.resource[rows]])
-        if (at := self.own.rows(key.id)).size:
-            at = at if mask is None else at[mask[self.own.told.owner[at]]]
-            yield Found(key, self.own.told.owner[at], self.own.told, at)
+        own, shared = self.by_key.places(key.id)
+        if from_resource and shared.size:
+            place = np.full(int(self.resource.max()) + 1, UNTOLD, dtype=np.int64)
+            place[self.told.owner[shared]] = shared
+            at = place[self.resource]
+            rows = np.flatnonzero(at != UNTOLD if mask is None else (at != UNTOLD) & mask)
+            yield Found(key, rows, at[rows], self.values.kind[at[rows]])
+        if own.size:
+            at = own if mask is None else own[mask[self.told.owner[own]]]
+            yield Found(key, self.told.owner[at], at, self.values.kind[at])
 
 
 class _ByKey:
-    """Attributes grouped by key, each group in the owners' order."""
+    """Attributes grouped by key, each group in the owners' order: first observations, then resources."""
 
-    def __init__(self, told: Told) -> None:
-        self.told = told
+    def __init__(self, told: Told, observations: int) -> None:
+        self.owner, self.observations = told.owner, observations
         small = (told.key + 2).astype(np.uint16)
         self.order = np.argsort(small, kind="stable")
         self.bounds = np.concatenate([[0], np.cumsum(np.bincount(small, minlength=1))])
 
-    def rows(self, key: int) -> Ints:
+    def places(self, key: int) -> tuple[Ints, Ints]:
+        """Where a key is told: by observations, and by resources."""
         if key + 3 >= len(self.bounds):
-            return np.zeros(0, dtype=np.int64)
-        return self.order[self.bounds[key + 2] : self.bounds[key + 3]]
+            return self.order[:0], self.order[:0]
+        at = self.order[self.bounds[key + 2] : self.bounds[key + 3]]
+        first = np.searchsorted(self.owner[at], self.observations)
+        return at[:first], at[first:]

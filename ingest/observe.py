@@ -18,18 +18,18 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from .anyvalue import FLAG, INTEGER, REAL, TEXT, text_array, text_series
+from .anyvalue import FLAG, INTEGER, REAL, TEXT
 from .decode import Decoded
 from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
 from .dialect_match import Matched, match
-from .fields import UNTOLD, Anomalies, Reader, as_series
+from .fields import UNTOLD, Anomalies, Reader
 from .identity import log_identity, span_identity
 from .observation import OBSERVATIONS
 from .otlp_columns import LOG, SIGNALS, SPAN
 from .scan import Ints, Mask, Words
-from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, safe_urls, spelled_out, tell
+from .texts import array_of, as_series, checked_series, distinct, text_series
+from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, rewritten, tell
 from .usage import MAX_TOKENS, Conventions, normalised
-from .vocabulary import distinct
 
 __all__ = ["Observed", "observe"]
 
@@ -66,13 +66,15 @@ class _Observer:
         self.rules = decoded.dialects.rules
         self.rows = self._kept()
         self.rule = matched.rule[self.rows]
+        self.used = np.unique(self.rule).tolist()
         self.anomalies = Anomalies(len(self.rows))
-        self._read(keep_emails)
+        self.resource, told = self._told()
+        told = cleaned(decoded, told, self._note, keep_emails=keep_emails)
+        self.buffer, self.told = rewritten(decoded, told)
         self.reader = Reader(
             decoded.dialects,
+            self.told,
             rule=self.rule,
-            told=self.told,
-            resource_told=self.resource_told,
             resource=self.resource,
             buffer=self.buffer,
             anomalies=self.anomalies,
@@ -85,33 +87,35 @@ class _Observer:
         named = ((self.records.trace_hi | self.records.trace_lo) != 0) & (self.records.span_id != 0)
         return np.flatnonzero(keep & (named | (self.records.signal != SPAN)))
 
-    def _read(self, keep_emails: bool) -> None:
-        """Attributes of the kept records and of their resources; `resource`: index of each row's
-        resource among these.
-        """
-        columns, rows = self.decoded.columns, self.rows
+    def _told(self) -> tuple[Ints, Told]:
+        """Each observation's resource as an owner (they follow the observations), and all that is told."""
+        columns, count = self.decoded.columns, len(self.rows)
         row_of = np.full(len(self.records), -1, dtype=np.int64)
-        row_of[rows] = np.arange(len(rows))
-        used, self.resource = np.unique(self.records.resource[rows], return_inverse=True)
-        at = np.full(int(self.records.resource.max(initial=-1)) + 1, -1, dtype=np.int64)
-        at[used] = np.arange(len(used))
-        told = tell(self.decoded, columns.attributes, row_of)
-        resource_told = tell(
-            self.decoded, columns.resource_attributes, _padded(at, columns.resource_attributes.owner)
+        row_of[self.rows] = np.arange(count)
+        used, resource = np.unique(self.records.resource[self.rows], return_inverse=True)
+        shared = columns.resource_attributes
+        owner_of = np.full(max(shared.owner.max(initial=-1), used.max(initial=-1)) + 1, -1, dtype=np.int64)
+        owner_of[used] = count + np.arange(len(used))
+        own = columns.attributes
+        return count + resource, tell(
+            self.decoded, [(own, row_of[own.owner]), (shared, owner_of[shared.owner])]
         )
-        told = cleaned(self.decoded, told, self._note_record, keep_emails=keep_emails)
-        resource_told = cleaned(self.decoded, resource_told, self._note_resource, keep_emails=keep_emails)
-        as_text = self.decoded.dialects.as_text
-        self.buffer, self.told = spelled_out(columns.buffer, told, as_text)
-        self.buffer, self.resource_told = spelled_out(self.buffer, resource_told, as_text)
 
-    def _note_record(self, told: Told, what: str) -> None:
-        self.anomalies.note_keys(told.owner, told.key, what, self.decoded.dialects.vocabulary)
+    def _note(self, told: Told, what: str) -> None:
+        """Notes what was dropped for its observation, or for all observations of its resource."""
+        vocabulary, count = self.decoded.dialects.vocabulary, len(self.rows)
+        own = told.at(told.owner < count)
+        self.anomalies.note_keys(own.owner, own.key, what, vocabulary)
+        shared = told.at(told.owner >= count)
+        order, low, high = self._sharing(shared.owner)
+        keys = np.repeat(shared.key, high - low)
+        self.anomalies.note_keys(order[_ranges(low, high)], keys, what, vocabulary)
 
-    def _note_resource(self, told: Told, what: str) -> None:
-        for owner, key in zip(told.owner.tolist(), told.key.tolist(), strict=True):
-            rows = np.flatnonzero(self.resource == owner)
-            self.anomalies.note_keys(rows, np.full(len(rows), key), what, self.decoded.dialects.vocabulary)
+    def _sharing(self, owner: Ints) -> tuple[Ints, Ints, Ints]:
+        """Observations by resource, and where in them those of given resources begin and end."""
+        order = np.argsort(self.resource, kind="stable")
+        ordered = self.resource[order]
+        return order, np.searchsorted(ordered, owner, "left"), np.searchsorted(ordered, owner, "right")
 
     def frame(self) -> pl.DataFrame:
         texts = self._texts()
@@ -128,7 +132,7 @@ class _Observer:
             "attributes": self._attributes(),
         }
         columns["anomalies"] = self.anomalies.series()
-        return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in OBSERVATIONS.items()])
+        return pl.DataFrame([_typed(columns[name], kind).alias(name) for name, kind in OBSERVATIONS.items()])
 
     # -- who and where
     # ----------------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ class _Observer:
     def _name(self) -> pl.Series:
         start = self.matched.name_start[self.rows]
         end = np.minimum(self.matched.name_end[self.rows], start + MAX_LABEL_BYTES)
-        return text_series(self.buffer, start, end, start < end)
+        return checked_series(self.buffer, start, end)
 
     def _per_rule(self, value: Callable[[Rule], object]) -> pl.Series:
         return pl.Series([value(rule) for rule in self.rules]).gather(self.rule)
@@ -184,18 +188,16 @@ class _Observer:
     def _texts(self) -> dict[str, pl.Series]:
         columns = {}
         for field in TEXT_FIELDS:
-            start, end = self.reader.text(field, from_resource=field in ATTRIBUTION_FIELDS)
-            columns[field] = text_series(self.buffer, start, end, start >= 0)
-        for field in ("url", "server_address"):
-            columns[field] = safe_urls(columns[field])
-        for field, text in columns.items():
+            text = self.reader.series(self.reader.text(field, from_resource=field in ATTRIBUTION_FIELDS))
             columns[field] = self._translated(field, text)
         return columns
 
     def _translated(self, field: str, text: pl.Series) -> pl.Series:
         """With a dialect's words for the field's values, and its constant where nothing is told."""
-        for index in np.unique(self.rule).tolist():
+        for index in self.used:
             rule = self.rules[index]
+            if field not in rule.values and field not in rule.constants:
+                continue
             mine = pl.Series(self.rule == index)
             if words := rule.values.get(field):
                 text = text.zip_with(~mine, text.replace(dict(words)))
@@ -213,9 +215,10 @@ class _Observer:
         evidence: list[str | None] = [None]
         index = np.zeros(len(self.rows), dtype=np.int64)
         for access in self.decoded.dialects.access:
-            start, end = self.reader.text_of(access.key)
-            rows = np.flatnonzero((start >= 0) & (index == 0))
-            value, texts = distinct(self.buffer, start[rows], end[rows])
+            at = self.reader.text_of(access.key)
+            rows = np.flatnonzero((at != UNTOLD) & (index == 0))
+            values = self.told.values
+            value, texts = distinct(self.buffer, values.start[at[rows]], values.end[at[rows]])
             place = np.zeros(len(texts), dtype=np.int64)
             for i, text in enumerate(texts):
                 if hint := access.any or access.values.get(text.lower()):
@@ -261,7 +264,7 @@ class _Observer:
         told = {field: self.reader.number(field, most=MAX_TOKENS) for field in TOKEN_FIELDS}
         provider = texts["provider_name"]
         apart = self._where(lambda rule: rule.input == "exclusive")
-        for index in np.unique(self.rule).tolist():
+        for index in self.used:
             if names := self.rules[index].input_exclusive_providers:
                 apart |= (self.rule == index) & provider.is_in(names).fill_null(False).to_numpy()
         conventions = Conventions(
@@ -313,10 +316,13 @@ class _Observer:
         """The emitter's timestamp attribute, microseconds, where the record has no time of its own;
         else 0.
         """
-        start, end = self.reader.text("timestamp")
-        rows = np.flatnonzero((first == 0) & (late == 0) & (start >= 0))
-        texts = text_series(self.buffer, start[rows], end[rows], np.ones(len(rows), dtype=np.bool_))
-        times = texts.str.to_datetime(time_unit="us", time_zone="UTC", strict=False).cast(pl.Int64)
+        at = self.reader.text("timestamp")
+        rows = np.flatnonzero((first == 0) & (late == 0) & (at != UNTOLD))
+        times = (
+            self.reader.series(at[rows])
+            .str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+            .cast(pl.Int64)
+        )
         found = np.zeros(len(first), dtype=np.int64)
         found[rows] = times.fill_null(0).clip(0, _MAX_TIME_US).to_numpy()
         return found
@@ -326,15 +332,18 @@ class _Observer:
 
     def _labels(self) -> pl.Series:
         """tollbook.label.*, the record's before its resource's, each name once."""
-        own, shared = (_only_labels(told) for told in (self.told, self.resource_told))
-        own_frame = self._label_frame(own, own.owner, order=0)
-        order = np.argsort(self.resource, kind="stable")
-        low, high = (
-            np.searchsorted(self.resource[order], shared.owner, side=side) for side in ("left", "right")
+        labels = self.told.at(self.told.key == LABEL)
+        if not len(labels):
+            return pl.Series([None], dtype=OBSERVATIONS["labels"]).new_from_index(0, len(self.rows))
+        own, shared = labels.at(labels.owner < len(self.rows)), labels.at(labels.owner >= len(self.rows))
+        order, low, high = self._sharing(shared.owner)
+        repeated = shared.at(np.repeat(np.arange(len(shared)), high - low))
+        frame = pl.concat(
+            [
+                self._label_frame(own, own.owner, order=0),
+                self._label_frame(repeated, order[_ranges(low, high)], order=1),
+            ]
         )
-        repeat = np.repeat(np.arange(len(shared)), high - low)
-        rows = order[_ranges(low, high)]
-        frame = pl.concat([own_frame, self._label_frame(shared.at(repeat), rows, order=1)])
         frame = frame.sort("row", "order", "key", "value").unique(
             ["row", "key"], keep="first", maintain_order=True
         )
@@ -355,46 +364,42 @@ class _Observer:
             {
                 "row": rows[fits],
                 "order": np.full(int(fits.sum()), order),
-                "key": text_series(self.buffer, start[fits], end[fits], fits[fits]),
-                "value": text_series(self.buffer, values.start[fits], values.end[fits], fits[fits]),
+                "key": text_series(self.buffer, start[fits], end[fits]),
+                "value": text_series(self.buffer, values.start[fits], values.end[fits]),
             },
             schema={"row": pl.Int64, "order": pl.Int64, "key": pl.String, "value": pl.String},
         )
 
     def _attributes(self) -> pl.Series:
         """All allow-listed attributes of a record, then those of its resource."""
-        own, shared, count = self.told, self.resource_told, len(self.rows)
-        per_row = np.bincount(own.owner, minlength=count)
-        low, high = (np.searchsorted(shared.owner, self.resource, side=side) for side in ("left", "right"))
+        owner, count = self.told.owner, len(self.rows)
+        own = int(np.searchsorted(owner, count))
+        per_row = np.bincount(owner[:own], minlength=count)
+        low, high = (np.searchsorted(owner, self.resource, side=side) for side in ("left", "right"))
         offsets = np.concatenate([[0], np.cumsum(per_row + high - low)])
         take = np.empty(offsets[-1], dtype=np.int64)
         before = np.cumsum(per_row) - per_row
-        take[offsets[own.owner] + np.arange(len(own)) - before[own.owner]] = np.arange(len(own))
-        behind = offsets[:-1] + per_row
-        take[_ranges(behind, offsets[1:])] = len(own) + _ranges(low, high)
-        items = pa.StructArray.from_arrays(self._items(own, shared, take), ["key", "text", "integer", "real"])
+        take[np.arange(own) + np.repeat(offsets[:-1] - before, per_row)] = np.arange(own)
+        take[_ranges(offsets[:-1] + per_row, offsets[1:])] = _ranges(low, high)
+        items = pa.StructArray.from_arrays(self._items(take), ["key", "text", "integer", "real"])
         return as_series(pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), items))
 
-    def _items(self, own: Told, shared: Told, take: Ints) -> list[pa.Array[Any]]:
-        kind, number, real, start, end = (
-            np.concatenate([getattr(own.values, part), getattr(shared.values, part)])[take]
-            for part in ("kind", "number", "real", "start", "end")
-        )
-        key, key_start, key_end = (
-            np.concatenate([getattr(own, part), getattr(shared, part)])[take]
-            for part in ("key", "key_start", "key_end")
-        )
-        texts = text_series(self.buffer, start, end, kind == TEXT)
-        urls = np.flatnonzero(np.isin(key, sorted(self.decoded.dialects.urls)) & (kind == TEXT))
-        if urls.size:
-            texts = texts.scatter(urls, safe_urls(texts.gather(urls)))
-        whole = (kind == INTEGER) | (kind == FLAG)
+    def _items(self, take: Ints) -> list[pa.Array[Any]]:
+        values = self.told.values
+        kind = values.kind[take]
         return [
-            text_array(self.buffer, key_start, key_end, np.ones(len(key), dtype=np.bool_)),
-            texts.to_arrow(compat_level=pl.CompatLevel.newest()),
-            pa.array(number, mask=~whole),
-            pa.array(real, mask=kind != REAL),
+            self._key_texts(take),
+            array_of(self.buffer, self.reader.views[take], kind == TEXT),
+            pa.array(values.number[take], mask=(kind != INTEGER) & (kind != FLAG)),
+            pa.array(values.real[take], mask=kind != REAL),
         ]
+
+    def _key_texts(self, take: Ints) -> pa.Array[Any]:
+        key = self.told.key[take]
+        labels = np.flatnonzero(key == LABEL)
+        start, end = (part[take[labels]] for part in (self.told.key_start, self.told.key_end))
+        vocabulary = self.decoded.dialects.vocabulary
+        return vocabulary.array(key, self.buffer, others=labels, start=start, end=end)
 
 
 def _effective(first: Ints, late: Ints, stamped: Ints, received: Ints, span: Mask) -> tuple[Ints, Ints]:
@@ -415,8 +420,8 @@ def _ranges(low: Ints, high: Ints) -> Ints:
     return places
 
 
-def _only_labels(told: Told) -> Told:
-    return told.at(told.key == LABEL)
+def _typed(column: pl.Series, kind: pl.DataType) -> pl.Series:
+    return column if column.dtype == kind else column.cast(kind)
 
 
 def _gathered(texts: Sequence[str | None], index: Ints) -> pl.Series:
@@ -425,9 +430,3 @@ def _gathered(texts: Sequence[str | None], index: Ints) -> pl.Series:
 
 def _nullable(values: npt.NDArray[Any], valid: Mask) -> pl.Series:
     return as_series(pa.array(values, mask=~valid))
-
-
-def _padded(row_of: Ints, owner: Ints) -> Ints:
-    """With -1 for owners beyond those that any record belongs to."""
-    more = int(owner.max(initial=-1)) + 1 - len(row_of)
-    return np.concatenate([row_of, np.full(max(more, 0), -1, dtype=np.int64)])

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from .scan import FIXED64, LENGTH, VARINT, Buffer, Fields, Ints, Mask, Words, fields, long_varints
-from .vocabulary import Vocabulary
+from .texts import Vocabulary
 
 SPAN, LOG, METRIC = 0, 1, 2
 SIGNALS: Final = ("span", "log", "metric")

@@ -79,10 +79,15 @@ class Fields:
     start: Ints
     end: Ints
     odd: Mask
+    order: Ints  # rows by tag
+    bounds: Ints  # where each tag begins in `order`
 
     def rows(self, number: int, wire: int) -> Ints:
         """Rows of the fields with this number and wire type, ascending."""
-        return np.flatnonzero(self.tag == (number << 3 | wire))
+        tag = number << 3 | wire
+        if tag + 1 >= len(self.bounds):
+            return self.order[:0]
+        return self.order[self.bounds[tag] : self.bounds[tag + 1]]
 
     def last(self, number: int, wire: int) -> tuple[Ints, Ints]:
         """Where a singular field was set last: (message indices, rows), one per message that has it."""
@@ -127,12 +132,15 @@ def long_varints(buffer: Buffer, start: Ints) -> tuple[Words, Ints]:
     return value, length
 
 
-# How far a field reaches behind its tag, by wire type: fixed bytes + a varint + as many bytes as the
-# varint says.
+# By the first byte of a field, if its tag has one byte and its varint or length has one: where the payload
+# begins and ends behind the tag (lengths add the second byte), and which wire types and numbers are refused.
+_WIRE = np.arange(256) & 7
 _FIXED = np.array([0, 8, 0, 0, 0, 4, 0, 0], dtype=np.int64)
-_HAS_VARINT = np.array([1, 0, 1, 0, 0, 0, 0, 0], dtype=np.int64)
-_HAS_LENGTH = np.array([0, 0, 1, 0, 0, 0, 0, 0], dtype=np.int64)
-_REFUSED = np.array([0, 0, 0, 1, 1, 0, 1, 1], dtype=np.bool_)
+_BEGIN = np.where(_WIRE == LENGTH, 2, 1)
+_AFTER = 1 + _FIXED[_WIRE] + ((_WIRE == VARINT) | (_WIRE == LENGTH))
+_HAS_LENGTH = (_WIRE == LENGTH).astype(np.int64)
+_VARIABLE = (_WIRE == LENGTH) | (_WIRE == VARINT)
+_REFUSED = ~np.isin(_WIRE, (VARINT, FIXED64, LENGTH, FIXED32)) | (np.arange(256) < 8)
 _FAR = np.uint64(1 << 40)  # beyond every buffer: a length that large overruns, whatever its last bits are
 
 
@@ -155,22 +163,17 @@ class _Walk:
         self.tails: list[tuple[int, Sequence[int], Sequence[int], Sequence[int]]] = []
 
     def step(self, active: Ints, at: Ints) -> tuple[Ints, Ints]:
-        """Reads one field of each active message at its position; returns those with more to read,
-        and where.
-        """
-        word = self.buffer.words[at]
-        tag, behind, refused = _tags(word)
-        wire = tag & 7
-        value, length = varints(word >> (behind.astype(np.uint64) << _U(3)))
-        payload = at + behind
-        cut = np.flatnonzero(length >= 7)  # the tag took a byte or two of the word
-        if cut.size:
-            value[cut], length[cut] = long_varints(self.buffer, payload[cut])
-        begin = payload + length * _HAS_LENGTH[wire]
-        after = payload + length * _HAS_VARINT[wire] + _FIXED[wire]
-        after += np.minimum(value, _FAR).astype(np.int64) * _HAS_LENGTH[wire]
+        """Reads a field of each active message at its position; returns those with more to read, and where."""
+        first, second = self.buffer.raw[at], self.buffer.raw[at + 1]
+        tag = first.astype(np.int64)
+        begin = at + _BEGIN[first]
+        after = at + _AFTER[first] + second * _HAS_LENGTH[first]
+        rare = np.flatnonzero((first >= 0x80) | (second >= 0x80) & _VARIABLE[first])
+        bad = _REFUSED[first]
+        if rare.size:
+            tag[rare], begin[rare], after[rare], bad[rare] = self._long(at[rare])
         limit = self.end[active]
-        bad = refused | _REFUSED[wire] | (after > limit) | (length > 10) & (wire == VARINT)
+        bad |= after > limit
         if bad.any():
             self.odd[active[bad]] = True
             good = ~bad
@@ -178,6 +181,24 @@ class _Walk:
         self.passes.append((active, tag, begin, after))
         more = after < limit
         return (active, after) if more.all() else (active[more], after[more])
+
+    def _long(self, at: Ints) -> tuple[Ints, Ints, Ints, Mask]:
+        """Fields with a tag of two bytes or a varint of several: tag, payload start and end, refused."""
+        word = self.buffer.words[at]
+        two = (word & _U(0x80)) != 0
+        second = (word >> _U(8)) & _U(0xFF)
+        tag = np.where(two, (word & _U(0x7F)) | (second & _U(0x7F)) << _U(7), word & _U(0xFF)).astype(
+            np.int64
+        )
+        wire = tag & 7
+        payload = at + 1 + two
+        value, length = long_varints(self.buffer, payload)
+        measured = wire == LENGTH
+        begin = payload + np.where(measured, length, 0)
+        after = payload + np.where(measured | (wire == VARINT), length, _FIXED[wire])
+        after += np.where(measured, np.minimum(value, _FAR).astype(np.int64), 0)
+        refused = _REFUSED[wire | 8] | (two & (second >= 0x80)) | (tag < 8)
+        return tag, begin, after, refused | (length > 10) & (measured | (wire == VARINT))
 
     def follow(self, active: Ints, at: Ints) -> None:
         """Reads what is left of a few messages one by one (a scope of 500 spans is one message with
@@ -206,23 +227,18 @@ class _Walk:
             for column, values in zip((tag, begin, end), lists, strict=True):
                 column[rows] = values
         owner = np.repeat(np.arange(len(self.end)), count[1:])
-        return Fields(first=first, message=owner, tag=tag, start=begin, end=end, odd=self.odd)
-
-
-def _tags(word: Words) -> tuple[Ints, Ints, Mask]:
-    """Tags at the low end of each word, their length (1 or 2) and which are refused (longer, or field
-    number 0).
-    """
-    tag = (word & _U(0xFF)).astype(np.int64)
-    behind = np.ones(len(tag), dtype=np.int64)
-    two = np.flatnonzero(tag >= 0x80)
-    refused = tag < 8
-    if two.size:
-        second = ((word[two] >> _U(8)) & _U(0xFF)).astype(np.int64)
-        tag[two] = (tag[two] & 0x7F) | (second & 0x7F) << 7
-        behind[two] = 2
-        refused[two] = second >= 0x80
-    return tag, behind, refused
+        order = np.argsort(tag.astype(np.uint16), kind="stable")  # tags have 14 bits
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(tag))])
+        return Fields(
+            first=first,
+            message=owner,
+            tag=tag,
+            start=begin,
+            end=end,
+            odd=self.odd,
+            order=order,
+            bounds=bounds,
+        )
 
 
 def _follow(data: bytes, at: int, end: int) -> tuple[list[int], list[int], list[int], bool]:

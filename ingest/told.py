@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from .anyvalue import INTEGER, NONE, OTHER, TEXT, Values, read_values, text_series
+from .anyvalue import INTEGER, NONE, OTHER, TEXT, Values, read_values
 from .decode import Decoded
 from .otlp_columns import Attributes
-from .scan import Buffer, Ints, Mask
-from .vocabulary import UNKNOWN
+from .scan import Buffer, Ints, Mask, Words
+from .texts import UNKNOWN, array_of, as_series, is_text, views_of
 
 MAX_TEXT_BYTES: Final = 1024
 LABEL: Final = -2  # the key of tollbook.label.*: the label's name is the rest of the key's slice
@@ -62,39 +62,55 @@ CREDENTIALS: Final = (
     ),
 )
 
-Note = Callable[[Ints, Ints], None]  # owners, vocabulary ids of keys
+_MIN_SECRET_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Attributes with values, in their owners' order. `owner`: row; `key`: vocabulary id or LABEL."""
+    """Attributes with values, in their owners' order.
+
+    `owner`: row of an observation, or, from the number of these on, of a resource; `key`: vocabulary id or
+    LABEL; `key_start`, `key_end`: the key's text.
+    """
 
     owner: Ints
     key: Ints
     key_start: Ints
     key_end: Ints
     values: Values
+    views: Words  # of texts (see `texts`), empty for the rest
 
     def __len__(self) -> int:
         return len(self.owner)
 
     def at(self, rows: Ints | Mask) -> Told:
         values = Values(*(getattr(self.values, part.name)[rows] for part in parts_of(Values)))
-        return Told(self.owner[rows], self.key[rows], self.key_start[rows], self.key_end[rows], values)
+        slices = self.key_start[rows], self.key_end[rows]
+        return Told(self.owner[rows], self.key[rows], *slices, values, self.views[rows])
 
 
-def tell(decoded: Decoded, attributes: Attributes, row_of: Ints) -> Told:
-    """The allow-listed attributes of those owners that `row_of` gives a row (>= 0), values read."""
+def tell(decoded: Decoded, owners: Sequence[tuple[Attributes, Ints]]) -> Told:
+    """Reads the allow-listed attributes of some owners: attributes, and each one's new owner (-1: passed
+    over).
+    """
+    buffer = decoded.columns.buffer
     known = np.zeros(len(decoded.dialects.vocabulary) + 1, dtype=np.bool_)  # the last: UNKNOWN
     known[list(decoded.dialects.kept)] = True
-    owner = row_of[attributes.owner] if len(row_of) else attributes.owner
-    label = _labels(decoded.columns.buffer, attributes)
-    rows = np.flatnonzero((owner >= 0) & (known[attributes.key] | label))
-    values = read_values(decoded.columns.buffer, attributes.start[rows], attributes.end[rows])
-    key = np.where(label[rows], LABEL, attributes.key[rows])
-    told = Told(owner[rows], key, attributes.key_start[rows], attributes.key_end[rows], values)
-    empty = (values.kind == TEXT) & (values.start == values.end)
-    return told.at((values.kind != NONE) & (values.kind != OTHER) & ~empty)
+    parts = []
+    for attributes, owner in owners:
+        wanted = owner >= 0
+        label = wanted & _labels(buffer, attributes)
+        rows = np.flatnonzero(wanted & known[attributes.key] | label)
+        key = np.where(label[rows], LABEL, attributes.key[rows])
+        slices = (attributes.key_start, attributes.key_end, attributes.start, attributes.end)
+        parts.append((owner[rows], key, *(part[rows] for part in slices)))
+    owner, key, key_start, key_end, start, end = (np.concatenate(part) for part in zip(*parts, strict=True))
+    values = read_values(buffer, start, end)
+    text = values.kind == TEXT
+    views = views_of(buffer, np.where(text, start_of := values.start, 0), np.where(text, values.end, 0))
+    told = Told(owner, key, key_start, key_end, values, views)
+    keep = (values.kind != NONE) & (values.kind != OTHER) & ~(text & (start_of == values.end))
+    return told if keep.all() else told.at(keep)
 
 
 def _labels(buffer: Buffer, attributes: Attributes) -> Mask:
@@ -112,30 +128,58 @@ def _labels(buffer: Buffer, attributes: Attributes) -> Mask:
 def cleaned(
     decoded: Decoded, told: Told, note: Callable[[Told, str], None], *, keep_emails: bool = False
 ) -> Told:
-    """Without e-mail addresses, credentials and texts over the limit; `note` is told what was dropped
-    and why.
-    """
+    """Without e-mail addresses, credentials and texts over the limit; `note` is told what was dropped."""
     buffer, values = decoded.columns.buffer, told.values
     text = values.kind == TEXT
     long = text & (values.end - values.start > MAX_TEXT_BYTES)
-    secret = text & ~long & _begins(buffer, values.start, values.end, CREDENTIALS)
-    bad = long | secret
-    note(told.at(long), "too_long")
-    note(told.at(secret), "credential")
+    garbled = _garbled(buffer, told, text & ~long)
+    secret = text & ~long & ~garbled & _begins(buffer, values.start, values.end, CREDENTIALS)
+    drops = {"too_long": long, "not_utf8": garbled, "credential": secret}
     if not keep_emails:
-        email = _emails(decoded, told, text & ~bad)
-        note(told.at(email), "email")
-        bad |= email
-    return told.at(~bad) if bad.any() else told
+        drops["email"] = _emails(decoded, told, text & ~(long | garbled | secret))
+    keep = np.ones(len(told), dtype=np.bool_)
+    for what, dropped in drops.items():
+        if dropped.any():
+            note(told.at(dropped), what)
+            keep &= ~dropped
+    return told if keep.all() else told.at(keep)
+
+
+def _garbled(buffer: Buffer, told: Told, text: Mask) -> Mask:
+    """Texts, or names of labels, that are not UTF-8 (protobuf refuses them on receipt: never seen)."""
+    garbled = np.zeros(len(told), dtype=np.bool_)
+    labels = np.flatnonzero(told.key == LABEL)
+    names = views_of(buffer, told.key_start[labels], told.key_end[labels])
+    if not is_text(array_of(buffer, told.views)) or not is_text(array_of(buffer, names)):
+        values, texts = told.values, np.flatnonzero(text)
+        for start, end, rows in (
+            (told.key_start, told.key_end, labels),
+            (values.start, values.end, texts),
+        ):
+            garbled[rows] |= [not _is_utf8(buffer.cut(int(start[row]), int(end[row]))) for row in rows]
+    return garbled
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _begins(buffer: Buffer, start: Ints, end: Ints, prefixes: Sequence[bytes]) -> Mask:
-    """Which texts begin with one of the prefixes (of up to 8 bytes) and go on after it."""
-    word, length = buffer.words[start], end - start
+    """Which texts begin with one of the prefixes (of 3 to 8 bytes) and are long enough for a secret."""
+    word = buffer.words[start]
     found = np.zeros(len(start), dtype=np.bool_)
+    likely = np.zeros(1 << 16, dtype=np.bool_)
+    likely[[int.from_bytes(prefix[:2], "little") for prefix in prefixes]] = True
+    rows = np.flatnonzero(
+        likely[(word & np.uint64(0xFFFF)).astype(np.int64)] & (end - start >= _MIN_SECRET_BYTES)
+    )
     for prefix in prefixes:
         mask = np.uint64((1 << 8 * len(prefix)) - 1)
-        found |= ((word & mask) == np.uint64(int.from_bytes(prefix, "little"))) & (length >= 16)
+        found[rows[(word[rows] & mask) == np.uint64(int.from_bytes(prefix, "little"))]] = True
     return found
 
 
@@ -143,35 +187,40 @@ def _emails(decoded: Decoded, told: Told, text: Mask) -> Mask:
     personal = np.zeros(len(decoded.dialects.vocabulary) + 2, dtype=np.bool_)  # the last but one: LABEL
     personal[[*decoded.dialects.personal, LABEL]] = True
     rows = np.flatnonzero(text & personal[told.key])
-    series = _series(decoded.columns.buffer, told, rows)
+    at = _series(decoded, told, rows).str.contains("@", literal=True).to_numpy()
     found = np.zeros(len(told), dtype=np.bool_)
-    found[rows] = (series.str.contains("@", literal=True)).to_numpy()
-    at = np.flatnonzero(found)
-    found[at] = _series(decoded.columns.buffer, told, at).str.contains(EMAIL).to_numpy()
+    if at.any():
+        found[rows[at]] = _series(decoded, told, rows[at]).str.contains(EMAIL).to_numpy()
     return found
 
 
-def _series(buffer: Buffer, told: Told, rows: Ints) -> pl.Series:
-    valid = np.ones(len(rows), dtype=np.bool_)
-    return text_series(buffer, told.values.start[rows], told.values.end[rows], valid)
+def _series(decoded: Decoded, told: Told, rows: Ints) -> pl.Series:
+    return as_series(array_of(decoded.columns.buffer, told.views[rows]))
+
+
+def rewritten(decoded: Decoded, told: Told) -> tuple[Buffer, Told]:
+    """URLs without user information, query and fragment, and integers that are read as text (a numeric
+    user id) spelled out: the new texts are appended to the buffer.
+    """
+    buffer, dialects = decoded.columns.buffer, decoded.dialects
+    urls = np.flatnonzero(np.isin(told.key, sorted(dialects.urls)) & (told.values.kind == TEXT))
+    unsafe = urls[_series(decoded, told, urls).str.contains("[?#@]").to_numpy()] if urls.size else urls
+    numbers = np.flatnonzero(np.isin(told.key, sorted(dialects.as_text)) & (told.values.kind == INTEGER))
+    rows = np.concatenate([unsafe, numbers])
+    if not rows.size:
+        return buffer, told
+    texts = [text.encode() for text in safe_urls(_series(decoded, told, unsafe)).to_list()]
+    texts += [str(number).encode() for number in told.values.number[numbers].tolist()]
+    length = np.array([len(text) for text in texts], dtype=np.int64)
+    end = len(buffer.data) + np.cumsum(length)
+    kind, first, last = told.values.kind.copy(), told.values.start.copy(), told.values.end.copy()
+    kind[rows], first[rows], last[rows] = TEXT, end - length, end
+    longer = Buffer.of([buffer.data, *texts])
+    views = told.views.copy()
+    views[rows] = views_of(longer, first[rows], last[rows])
+    return longer, replace(told, values=replace(told.values, kind=kind, start=first, end=last), views=views)
 
 
 def safe_urls(urls: pl.Series) -> pl.Series:
     """URLs without user information, query and fragment."""
     return urls.str.replace(URL_TAIL, "").str.replace(URL_USER, "${1}//")
-
-
-def spelled_out(buffer: Buffer, told: Told, keys: frozenset[int]) -> tuple[Buffer, Told]:
-    """Integers under keys that are read as text (a numeric user id) as text, appended to the buffer."""
-    listed = np.array(sorted(keys), dtype=np.int64)
-    rows = np.flatnonzero((told.values.kind == INTEGER) & np.isin(told.key, listed))
-    if not rows.size:
-        return buffer, told
-    texts = [str(number).encode() for number in told.values.number[rows].tolist()]
-    length = np.array([len(text) for text in texts], dtype=np.int64)
-    end = len(buffer.data) + np.cumsum(length)
-    values = replace(
-        told.values, kind=told.values.kind.copy(), start=told.values.start.copy(), end=told.values.end.copy()
-    )
-    values.kind[rows], values.start[rows], values.end[rows] = TEXT, end - length, end
-    return Buffer.of([buffer.data, *texts]), replace(told, values=values)
