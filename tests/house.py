@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import duckdb
+
 
 class House:
     """`tollbook serve` on loopback. `http` and `grpc` are where it listens, the same after a restart."""
@@ -46,7 +48,12 @@ class House:
     def kill(self) -> None:
         """kill -9 of the front alone; its children must end by themselves."""
         self.process.kill()
+        self._reap()
+
+    def _reap(self) -> None:
         self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
 
     def restart(self) -> None:
         """Start again on the same ports and the same data."""
@@ -82,6 +89,11 @@ class House:
         """The rows of a query on the published file."""
         rows: list[list[Any]] = self.post("/api/v1/sql", {"query": query})["rows"]
         return rows
+
+    def published(self, query: str) -> list[tuple[Any, ...]]:
+        """The rows of a query on usage.duckdb itself, as any other program would open it."""
+        with duckdb.connect(str(self.data_dir / "usage.duckdb"), read_only=True) as connection:
+            return connection.execute(query).fetchall()
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Until /readyz is 200."""
@@ -123,9 +135,7 @@ class House:
                 self.process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait()
-        if self.process.stdout:
-            self.process.stdout.close()
+        self._reap()
         self._log.close()
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 import urllib.error
 from collections import Counter
-from decimal import Decimal
 from http.client import HTTPException
 from pathlib import Path
 
@@ -104,30 +103,25 @@ def test_nothing_acknowledged_is_lost_or_counted_twice(tmp_path: Path) -> None:
 
 
 def _hold_against_truth(house: House, calls: list[Call]) -> None:
-    told = {
-        row[0]: row[1:]
-        for row in house.sql(
-            "SELECT response_id, count(*), sum(input_tokens), sum(cache_read_tokens), sum(output_tokens), "
-            "sum(list_cost_usd) FROM calls GROUP BY response_id"
-        )
-    }
+    told = {row[0]: row[1:] for row in house.published(_BY_RESPONSE)}
     for call in calls:
         count, input_tokens, cache_read, output, cost = told[call.response_id]
         assert count == 1, f"{call.response_id} is there {count} times"
-        assert (int(input_tokens), int(cache_read), int(output)) == (
-            call.input_tokens,
-            call.cache_read_tokens,
-            call.output_tokens,
-        )
-        assert Decimal(cost) == call.list_cost_usd
+        told_tokens = (input_tokens, cache_read, output)
+        assert told_tokens == (call.input_tokens, call.cache_read_tokens, call.output_tokens)
+        assert cost == call.list_cost_usd
     assert len(told) == len(calls)
-    [[total]] = house.sql("SELECT sum(list_cost_usd) FROM calls")
-    assert Decimal(total) == sum(call.list_cost_usd for call in calls)
+    [[total]] = house.published("SELECT sum(list_cost_usd) FROM calls")
+    assert total == sum(call.list_cost_usd for call in calls)
     for table, start in (("usage_hourly", "hour"), ("usage_daily", "day")):
-        [[difference]] = house.sql(_RECOMPUTED.format(table=table, start=start))
+        [[difference]] = house.published(_RECOMPUTED.format(table=table, start=start))
         assert difference == 0, f"{table} differs from a recomputation in {difference} rows"
 
 
+_BY_RESPONSE = """
+SELECT response_id, count(*), sum(input_tokens), sum(cache_read_tokens), sum(output_tokens), sum(list_cost_usd)
+FROM calls GROUP BY response_id
+"""
 _RECOMPUTED = """
 WITH told AS (
   SELECT {start}::TIMESTAMPTZ AS t, team, agent, provider, model, access, cost_status, emitter,
@@ -143,9 +137,9 @@ SELECT count(*) FROM ((FROM told EXCEPT ALL FROM fresh) UNION ALL (FROM fresh EX
 """
 
 
-def _ledger(house: House) -> list[list[object]]:
-    [row] = house.sql(
+def _ledger(house: House) -> list[object]:
+    [row] = house.published(
         "SELECT count(*), sum(revision), sum(input_tokens), sum(list_cost_usd), "
         "bit_xor(hash(call_id, input_tokens, list_cost_usd, observation_count)) FROM calls"
     )
-    return [row, *house.sql("SELECT count(*) FROM call_revisions")]
+    return [row, *house.published("SELECT count(*) FROM call_revisions")]
