@@ -1,9 +1,9 @@
 """Under which access a call was made: metered, under a plan, free, on one's own machine, or unknown.
 
-Strongest first: what the record states itself (`anthropic.plan`, `auth_mode`), the address it went to, the form of
-its id, what its provider is (a plan, a local server, a metered API). A list price of zero is never evidence, and
-neither is a bare model id. Where one agent reaches one provider both ways with nothing to tell them apart, the
-answer is 'unknown', which bills show apart.
+Strongest first: what the record states itself (`anthropic.plan`, `auth_mode`), the address it went to, the
+form of its id, what its provider is (a plan, a local server, a metered API). A list price of zero is never
+evidence, and neither is a bare model id. Where one agent reaches one provider both ways with nothing to
+tell them apart, the answer is 'unknown', which bills show apart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _ACCESSES = frozenset(get_args(Access))
 
 @dataclass(frozen=True, slots=True)
 class AccessFinding:
-    """The access of a call, what it rests on, how sure it is ('stated' | 'high' | 'medium' | 'none'), and the plan."""
+    """The access of a call, what it rests on, how sure it is ('stated' | 'high' | 'medium' | 'none'), and
+    the plan.
+    """
 
     access: str
     evidence: str

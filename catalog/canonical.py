@@ -1,8 +1,8 @@
 """From an id as served to the model it names: `lab/model`, its snapshot and its modifiers.
 
-Providers decorate names (`z-ai/glm-4.6:exacto`, `claude-sonnet-4-5@20250929`, `kimi-k2p6`); the canonical name is
-the lab's own, so that one model is one model wherever it ran. The rules are the labs' naming schemes in
-`labs.toml`; a name that fits none is unknown, and stays unknown.
+Providers decorate names (`z-ai/glm-4.6:exacto`, `claude-sonnet-4-5@20250929`, `kimi-k2p6`); the canonical
+name is the lab's own, so that one model is one model wherever it ran. The rules are the labs' naming
+schemes in `labs.toml`; a name that fits none is unknown, and stays unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _CLAUDE_MODE = re.compile(r"^(claude-[a-z0-9.-]*?\d[a-z0-9.-]*?)-(thinking|fast)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one id says: the canonical model (None: unknown), its snapshot, its modifiers, and the plain name."""
+    """What one id says: the canonical model (None: unknown), its snapshot, its modifiers, and the plain
+    name.
+    """
 
     model: str | None = None
     snapshot: str | None = None
@@ -53,7 +55,7 @@ def read_model(
     `lab_hint` is an organisation the provider's grammar found; `provider` adds its own spellings.
     """
     *orgs, last = model_id.split("/")
-    hints = [lab for org in (lab_hint, *reversed(orgs)) if org and (lab := _org_lab(org, book))]
+    hints = [hint for org in (lab_hint, *reversed(orgs)) if org and (hint := _org_lab(org, book))]
     name, modifiers = _undecorated(last.lower().removeprefix("hf:"), book)
     for regex, replacement in provider.rewrites if provider else ():
         name = re.sub(regex, replacement, name)
@@ -77,7 +79,9 @@ def _org_lab(org: str, book: Book) -> str | None:
 
 
 def _labs(book: Book, hints: list[str]) -> Iterator[Lab]:
-    """Give the labs to try: those the id names, then all; a name decides for itself where an organisation does not."""
+    """Give the labs to try: those the id names, then all; a name decides for itself where an organisation
+    does not.
+    """
     yield from (book.labs[hint] for hint in hints)
     yield from (lab for lab in book.labs.values() if lab.id not in hints)
 
@@ -97,7 +101,9 @@ def _undecorated(name: str, book: Book) -> tuple[str, dict[str, str]]:
 
 
 def _read_as(lab: Lab, name: str, *, book: Book, suffix: str) -> Reading | None:
-    """Read `name` as one of `lab`'s; None when it does not follow the lab's naming. `suffix` stays on the name."""
+    """Read `name` as one of `lab`'s; None when it does not follow the lab's naming. `suffix` stays on the
+    name.
+    """
     base, snapshot = _without_snapshot(name, book.snapshot)
     base, modifiers = _without_mode(base)
     for pattern, replacement in _rewrites(lab.id, tuple(map(tuple, lab.rewrites))):

@@ -6,20 +6,22 @@ It works on Polars frames and belongs in the ledger's process. A process that mu
 
 from __future__ import annotations
 
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from catalog.compile import load_prices
+from catalog.explain import explain_call
 from catalog.prices import PriceFinder
 from catalog.provider_book import Book, load_book
 from catalog.rate import Rater
 from catalog.resolve import Evidence, Resolution, Resolver
 from catalog.table import PriceTable
+from catalog.version import catalog_version
 
-__all__ = ["Catalog", "catalog_version"]
+__all__ = ["Catalog"]
 
 _EVIDENCE: dict[str, pl.DataType] = {
     "request_model": pl.String(),
@@ -50,11 +52,6 @@ _RESOLVED: dict[str, pl.DataType] = {
 }
 
 
-def catalog_version(table: PriceTable, book: Book) -> str:
-    """Give the SHA-256 over the compiled table and the reviewed data: one version, one set of answers."""
-    return sha256(f"{table.sha256}\n{book.sha256}\n".encode()).hexdigest()
-
-
 class Catalog:
     """Providers, models, access and prices of one version."""
 
@@ -71,15 +68,17 @@ class Catalog:
     def load(cls, cache_dir: Path | None = None, *, assume_unknown_access: bool = True) -> Catalog:
         """Load the reviewed data and the compiled prices (compiled into `cache_dir` when absent).
 
-        `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed'); otherwise
-        their billed cost stays NULL. Raises CatalogError with what to do.
+        `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed');
+        otherwise their billed cost stays NULL. Raises CatalogError with what to do.
         """
         return cls(load_prices(cache_dir), load_book(), assume_unknown_access=assume_unknown_access)
 
     def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
-        """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence, confidence) and plan_id.
+        """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence,
+        confidence) and plan_id.
 
-        Distinct sets of evidence are resolved once. `access_evidence` is replaced by what the answer rests on.
+        Distinct sets of evidence are resolved once. `access_evidence` is replaced by what the answer rests
+        on.
         """
         told = calls.select(_told(calls, name, dtype) for name, dtype in _EVIDENCE.items())
         numbered = told.with_columns(_NUMBER)
@@ -90,8 +89,16 @@ class Catalog:
         return calls.with_columns(joined.drop("evidence").get_columns())
 
     def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
-        """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id, catalog_version."""
+        """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id,
+        catalog_version.
+        """
         return self._rater.rate(calls)
+
+    def explain(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the price row and the arithmetic of one resolved call; decimal strings that sum to its list
+        cost.
+        """
+        return explain_call(call, self._finder, source=self.table.source, version=self.version)
 
 
 _NUMBER = pl.struct(pl.all()).alias("evidence")

@@ -15,9 +15,15 @@ from typing import Any
 __all__ = ["Clause", "dashed_date", "matches"]
 
 Clause = list[Any]
-"""`[kind, text]` for equals | starts_with | ends_with | contains | regex; `[kind, [clauses]]` for or | and."""
+"""`[kind, text]`: equals, starts_with, ends_with, contains, regex; `[kind, [clauses]]`: or, and."""
 
 _COMPACT_DATE = re.compile(r"-(20\d{2})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")
+
+
+@lru_cache(maxsize=4096)
+def _pattern(regex: str) -> re.Pattern[str]:
+    return re.compile(regex)
+
 
 _TEXT_TESTS: dict[str, Callable[[str, str], bool]] = {
     "equals": lambda model_id, text: model_id == text,
@@ -26,11 +32,6 @@ _TEXT_TESTS: dict[str, Callable[[str, str], bool]] = {
     "contains": lambda model_id, text: text in model_id,
     "regex": lambda model_id, text: _pattern(text).search(model_id) is not None,
 }
-
-
-@lru_cache(maxsize=4096)
-def _pattern(regex: str) -> re.Pattern[str]:
-    return re.compile(regex)
 
 
 def matches(clause: Clause, model_id: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 
 from catalog.clauses import Clause
 from catalog.errors import PriceDataError
-from catalog.table import DAY_S, PARTS, STANDARD, UNIT, PriceModel, PriceRow, PriceTable, canonical, seconds
+from catalog.table import PARTS, STANDARD, UNIT, PriceModel, PriceRow, PriceTable, canonical, seconds
 
 __all__ = ["compile_prices", "installed_source", "load_prices"]
 
@@ -92,7 +92,8 @@ def compile_prices() -> PriceTable:
 
 
 def load_prices(cache_dir: Path | None) -> PriceTable:
-    """Load the compiled table from `cache_dir`, compiling it there first when it is absent, torn or of another version.
+    """Load the compiled table from `cache_dir`, compiling it there first when it is absent, torn or of
+    another version.
 
     Without a directory it is compiled in this process. Raises PriceDataError with the next step.
     """
@@ -176,9 +177,13 @@ def _rows(model: Any, mode: str, *, name: str, notes: _Notes) -> tuple[PriceRow,
     """Give the rows of one mode: one per date x daily period x tier, merging what does not differ."""
     rows: list[PriceRow] = []
     for day in _dates(model):
+        before: list[tuple[int, tuple[int | None, ...]]] = []
         for start in _period_starts(model):
             prices = _prices_at(model, mode, day=day, clock=start)
-            rows.extend(_tiers(prices, day=day, start=start, name=name, notes=notes))
+            tiers = list(_tiers(prices, day=day, start=start, name=name, notes=notes))
+            shape = [(row.over_tokens, row.prices) for row in tiers]
+            rows.extend(tiers if shape != before else ())
+            before = shape
     return tuple(_without_repeats(rows))
 
 
@@ -209,10 +214,12 @@ class _Always:
 
 
 def _prices_at(model: Any, mode: str, *, day: date, clock: time) -> dict[str, Any]:
-    """Give the source's price keys in force at an instant: the last active dated price, then the mode's variants.
+    """Give the source's price keys in force at an instant: the last active dated price, then the mode's
+    variants.
 
     A daily window belongs to the dated price before it in the list: read on its own it would also price the
-    time before that date, when there were no windows (DeepSeek's peak hours began with its August 2026 prices).
+    time before that date, when there were no windows (DeepSeek's peak hours began with its August 2026
+    prices).
     """
     prices: dict[str, Any] = {}
     since = _ALWAYS

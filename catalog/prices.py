@@ -1,9 +1,9 @@
 """From a resolved call to its price model: which list prices it, and whether that is an estimate.
 
-Tried in order: the served id on the provider's own list, the same id without what only names the route, then the
-canonical name; after that the lists named in the provider's `price_as` as estimates. A model whose provider is
-unknown is estimated by its lab's first provider. A variant sold at a price of its own (`:free`, a fine-tune) never
-takes the plain model's price.
+Tried in order: the served id on the provider's own list, the same id without what only names the route,
+then the canonical name; after that the lists named in the provider's `price_as` as estimates. A model whose
+provider is unknown is estimated by its lab's first provider. A variant sold at a price of its own (`:free`,
+a fine-tune) never takes the plain model's price.
 """
 
 from __future__ import annotations

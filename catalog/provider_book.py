@@ -1,8 +1,9 @@
 """The reviewed facts about providers and labs: TOML beside the code, validated when loaded.
 
-A new provider is one file in `providers/`; a new model family is a few lines in `labs.toml`. Facts that are not
-there are unknown: nothing in this module invents a default that would decide who served a call or who pays.
-Every file names its source and the day it was checked. An error names the file, the key and what is allowed.
+A new provider is one file in `providers/`; a new model family is a few lines in `labs.toml`. Facts that are
+not there are unknown: nothing in this module invents a default that would decide who served a call or who
+pays. Every file names its source and the day it was checked. An error names the file, the key and what is
+allowed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class _Data(BaseModel):
 
 
 class Host(_Data):
-    """One door of a provider: a host (`*.` in front: any subdomain) and a path prefix (`*`: any one segment)."""
+    """One door of a provider: a host (`*.` in front: any subdomain) and a path prefix (`*`: any one
+    segment).
+    """
 
     host: Annotated[str, StringConstraints(pattern=r"^(\*\.)?[a-z0-9][a-z0-9.-]*$")]
     path: UrlPath = ""
@@ -71,8 +74,8 @@ class Host(_Data):
 class Grammar(_Data):
     """A spelling of model ids that only this provider mints.
 
-    Named groups say what the parts mean: `model` is the rest to read on, `lab` an organisation, any other group
-    is a modifier of that name.
+    Named groups say what the parts mean: `model` is the rest to read on, `lab` an organisation, any other
+    group is a modifier of that name.
     """
 
     regex: Regex
@@ -110,9 +113,13 @@ class Provider(_Data):
     weak_prefixes: list[Segment] = []
     """Names that gateways also write for the lab: they name this provider only where nothing else does."""
     organisations: list[Segment] = []
-    """Names that are organisations in repository ids (`openai/gpt-oss-20b`): as prefixes they name no provider."""
+    """Names that are organisations in repository ids (`openai/gpt-oss-20b`): as prefixes they name no
+    provider.
+    """
     variant_of: Name | None = None
-    """Provider of which this is a spelling of its own: a record that names this one is not overruled by that one."""
+    """Provider of which this is a spelling of its own: a record that names this one is not overruled by
+    that one.
+    """
     access: Access = "unknown"
     """What a call here is when nothing else tells; `unknown` where a plan and metered use share the door."""
     plan: Name | None = None
@@ -198,7 +205,9 @@ DATA = Path(__file__).parent
 
 
 def load_book(data: Path = DATA) -> Book:
-    """Read `labs.toml` and `providers/*.toml` under `data`; raises ProviderDataError naming every wrong place."""
+    """Read `labs.toml` and `providers/*.toml` under `data`; raises ProviderDataError naming every wrong
+    place.
+    """
     problems: list[str] = []
     labs = _read(data / "labs.toml", _Labs, problems)
     files = sorted((data / "providers").glob("*.toml"))

@@ -1,9 +1,10 @@
 """Prices calls in bulk: joins on integers, exact decimals, the money table of the design.
 
-Each call finds its price row by three as-of steps: the newest date at or before its start, the period of the day,
-the highest tier strictly below its inclusive input. One search over sorted integer keys does each step for a whole
-batch. Costs are sums of tokens x DECIMAL prices, divided by a million and rounded once, half-even, to 1e-12.
-No float is ever made. What is not told is never taken for zero dollars: the status says what is missing.
+Each call finds its price row by three as-of steps: the newest date at or before its start, the period of
+the day, the highest tier strictly below its inclusive input. One search over sorted integer keys does each
+step for a whole batch. Costs are sums of tokens x DECIMAL prices, divided by a million and rounded once,
+half-even, to 1e-12. No float is ever made. What is not told is never taken for zero dollars: the status
+says what is missing.
 """
 
 from __future__ import annotations
@@ -85,9 +86,11 @@ class Rater:
         self._index = _index(table.models)
 
     def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
-        """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id, catalog_version.
+        """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id,
+        catalog_version.
 
-        A call that by its operation has no output gets output_tokens 0. Other columns pass through unchanged.
+        A call that by its operation has no output gets output_tokens 0. Other columns pass through
+        unchanged.
         """
         slices = [self._rate(part) for part in calls.iter_slices(SLICE_ROWS)] or [self._rate(calls)]
         return pl.concat(slices)
@@ -110,7 +113,9 @@ class Rater:
         return calls.with_columns(money.get_columns())
 
     def _price_rows(self, told: pl.DataFrame) -> pl.DataFrame:
-        """Put beside each call its price row (`price_id`, one column per part; NULL without a price) and `estimated`."""
+        """Put beside each call its price row (`price_id`, one column per part; NULL without a price) and
+        `estimated`.
+        """
         targets = told.select(_KEY).unique()
         found = [self._finder.find(*key) for key in targets.iter_rows()]
         targets = targets.with_columns(
@@ -134,7 +139,8 @@ class Rater:
         period = _last_at_or_below(self._index.periods, dated * DAY_S + at_s % DAY_S)
         row = _last_at_or_below(self._index.tiers, period * _TOKENS + over)
         known = slot.is_not_null() & told["started_at"].is_not_null()
-        return self._index.rows[pl.select(pl.when(known).then(row)).to_series()]
+        known_rows = pl.select(pl.when(known).then(row)).to_series()
+        return self._index.rows.select(pl.all().gather(known_rows))
 
 
 def _index(models: tuple[PriceModel, ...]) -> _Index:
@@ -255,12 +261,14 @@ def _inclusive_input() -> pl.Expr:
 
 
 def _last_at_or_below(keys: pl.Series, wanted: pl.Series) -> pl.Series:
-    """Give for each wanted key the position of the last key that is not greater (each slot starts at its own zero)."""
+    """Give for each wanted key the position of the last key that is not greater (each slot starts at its
+    own zero).
+    """
     return keys.search_sorted(wanted, side="right").cast(pl.Int64) - 1
 
 
 def _parts(told: pl.DataFrame) -> pl.DataFrame:
-    """Split usage into disjoint priced parts; parts told larger than their whole never make a negative one."""
+    """Split usage into disjoint priced parts; parts larger than their whole never make a negative one."""
     cached = _count("cache_read_tokens") + _count("cache_write_tokens") + _audio_in()
     long_writes = pl.min_horizontal(_count("cache_write_1h_tokens"), _count("cache_write_tokens"))
     audio_out = pl.min_horizontal(_count("audio_output_tokens"), _count("output_tokens"))
@@ -299,7 +307,9 @@ def _cost(parts: pl.DataFrame) -> pl.Expr:
 
 
 def _line(part: str) -> pl.Expr:
-    """Cost one part in millionths of a dollar: nothing where it was not used, NULL where its price is unknown."""
+    """Cost one part in millionths of a dollar: nothing where it was not used, NULL where its price is
+    unknown.
+    """
     nothing = pl.lit(Decimal(0), dtype=_PRICE)
     without_fee = nothing if part == "request" else pl.lit(None, dtype=_PRICE)
     used = (

@@ -1,9 +1,9 @@
 """Who served a call and which model it was, from what telemetry tells; abstains where evidence is missing.
 
-Evidence, strongest first: a known host (longest path prefix); an id that only one provider mints; a provider's
-prefix in the id; the provider name in the record (SDK-derived, so it loses to all of these); the emitter; a
-closed-weight lab's bare id (inferred); an open-weight bare id (ambiguous: model known, provider not). The
-response's model beats the request's, which may be an alias or a deployment's name.
+Evidence, strongest first: a known host (longest path prefix); an id that only one provider mints; a
+provider's prefix in the id; the provider name in the record (SDK-derived, so it loses to all of these); the
+emitter; a closed-weight lab's bare id (inferred); an open-weight bare id (ambiguous: model known, provider
+not). The response's model beats the request's, which may be an alias or a deployment's name.
 
 One set of evidence is resolved once and remembered; a batch costs its distinct sets, not its rows.
 """
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from catalog.access import AccessFinding, classify_access
 from catalog.canonical import Reading, is_plausible_id, read_model
-from catalog.provider_book import Access, Book, Grammar, Host, Provider, fold_name
+from catalog.provider_book import Access, Book, Host, Provider, fold_name
 
 __all__ = ["Evidence", "Resolution", "Resolver", "Server"]
 
@@ -113,11 +113,8 @@ class Resolver:
         return self._read(served, self._book.providers[provider]) if served else Reading()
 
     def _resolve(self, evidence: Evidence) -> Resolution:
-        ids = [
-            i.strip()
-            for i in (evidence.response_model, evidence.request_model)
-            if is_plausible_id((i or "").strip())
-        ]
+        told = [(told or "").strip() for told in (evidence.response_model, evidence.request_model)]
+        ids = [model_id for model_id in told if is_plausible_id(model_id)]
         server = parse_server(evidence)
         claim = self._variant(self._by_place(evidence, server, ids=ids), evidence.provider_name)
         readings = [self._read(model_id, claim.provider if claim else None) for model_id in ids]
@@ -132,7 +129,7 @@ class Resolver:
             chosen = _chosen([self._read(model_id, claim.provider) for model_id in ids])
         return self._answer(evidence, claim, reading=chosen, ids=ids)
 
-    # -- evidence, strongest first ------------------------------------------------------------------------------
+    # Evidence, strongest first.
 
     def _by_place(self, evidence: Evidence, server: Server | None, *, ids: list[str]) -> Claim | None:
         """Who is named by the address or by the id itself; these beat the provider name in the record."""
@@ -187,11 +184,13 @@ class Resolver:
         return None
 
     def _by_weak_prefix(self, ids: list[str]) -> Claim | None:
-        """A lab's name in front: its provider, where nothing else tells. Repositories have two segments, ids more."""
+        """A lab's name in front: its provider, where nothing else tells. Repositories have two segments,
+        ids more.
+        """
         for model_id in reversed(ids):
             first, found, rest = model_id.partition("/")
             provider = self._book.weak_prefixes.get(fold_name(first)) if found else None
-            if provider is None and "/" in rest:
+            if provider is None and ("/" in rest or not self._read(rest, None).open):
                 provider = self._book.organisations.get(fold_name(first))
             if provider is not None:
                 return Claim(self._book.providers[provider], f"id prefix {first}", False)
@@ -200,7 +199,9 @@ class Resolver:
     def _by_name(
         self, evidence: Evidence, server: Server | None, *, reading: Reading, ids: list[str]
     ) -> Claim | None:
-        """The provider name in the record, the id's lab prefix, then the emitter; each must be able to serve it."""
+        """The provider name in the record, the id's lab prefix, then the emitter; each must be able to
+        serve it.
+        """
         certain = server is None
         named = self._named(evidence.provider_name)
         if named is not None and _can_serve(named, reading):
@@ -235,7 +236,7 @@ class Resolver:
             self._book.providers[lab.providers[0]], "only its lab serves this model", False, "unknown"
         )
 
-    # -- reading and answering ----------------------------------------------------------------------------------
+    # Reading and answering.
 
     def _split_prefix(self, model_id: str) -> tuple[str | None, str]:
         """Split off a first segment (`provider/...` or `provider:...`) that names a provider beyond doubt."""
@@ -247,14 +248,14 @@ class Resolver:
 
     def _read(self, model_id: str, provider: Provider | None) -> Reading:
         """Read the model named by an id, through its provider's grammar and prefix where it has them."""
-        for pattern, grammar, owner in self._grammars:
+        for pattern, _, owner in self._grammars:
             if (provider is None or owner is provider) and (found := pattern.match(model_id)):
-                return self._read_grammar(found, grammar, owner)
+                return self._read_grammar(found, owner)
         prefixed, rest = self._split_prefix(model_id)
-        owner = provider or (self._book.providers[prefixed] if prefixed else None)
-        return read_model(rest, self._book, provider=owner)
+        named = provider or (self._book.providers[prefixed] if prefixed else None)
+        return read_model(rest, self._book, provider=named)
 
-    def _read_grammar(self, found: re.Match[str], grammar: Grammar, owner: Provider) -> Reading:
+    def _read_grammar(self, found: re.Match[str], owner: Provider) -> Reading:
         parts = {name: part for name, part in found.groupdict().items() if part}
         model, lab = parts.pop("model", ""), parts.pop("lab", None)
         reading = read_model(model, self._book, lab_hint=lab, provider=owner) if model else Reading()
@@ -290,8 +291,16 @@ class Resolver:
         best = next((i for i, r in enumerate(readings) if r.model == reading.model), 0)
         if len(ids) == 2 and readings[0].model == readings[1].model and claim and self._by_grammar(ids[1:]):
             best = 1
-        prefixed, rest = self._split_prefix(ids[best])
-        return rest if claim and prefixed == claim.provider.id else ids[best]
+        return self._without_own_prefix(ids[best], claim)
+
+    def _without_own_prefix(self, model_id: str, claim: Claim | None) -> str:
+        """Take off a first segment that only repeats the provider; at a known host it is part of the id."""
+        prefixed, rest = self._split_prefix(model_id)
+        if prefixed is None and claim and not claim.evidence.startswith("host "):
+            first, _, rest = model_id.partition("/")
+            names = self._book.weak_prefixes | self._book.organisations
+            prefixed = names.get(fold_name(first)) if rest else None
+        return rest if claim and prefixed == claim.provider.id else model_id
 
 
 def _prefix(model_id: str, rest: str) -> str:
@@ -327,7 +336,9 @@ def _verdict(claim: Claim | None, reading: Reading) -> str:
 
 
 def parse_server(evidence: Evidence) -> Server | None:
-    """Parse where the call went from its URL, else its server address; None when neither is a usable address."""
+    """Parse where the call went from its URL, else its server address; None when neither is a usable
+    address.
+    """
     for text in (evidence.url, evidence.server_address):
         server = _parse_address(text.strip()) if text else None
         if server is not None:

@@ -1,7 +1,8 @@
 """Scores the resolver on labelled model ids: `python -m catalog.score model_ids.jsonl`.
 
-A row counts as right when provider and canonical model are; a claim of a provider where the label abstains is an
-over-claim, the one kind of mistake that must not happen. Access, snapshot and modifiers are counted beside it.
+A row counts as right when provider and canonical model are; a claim of a provider where the label abstains
+is an over-claim, the one kind of mistake that must not happen. Access, snapshot and modifiers are counted
+beside it.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _plain(model: str | None) -> str | None:
 def _line(row: dict[str, Any], got: Resolution) -> str:
     want = row["expect"]
     asked = f"{row['id']} {row['shape']} {row['model'][:80]!r} {row['attributes']}"
-    return f"{asked} -> {got.provider} {got.model} ({got.resolution}), label {want['provider']} {want['canonical_model']}"
+    label = f"{want['provider']} {want['canonical_model']}"
+    return f"{asked} -> {got.provider} {got.model} ({got.resolution}), label {label}"
 
 
 def main() -> None:
@@ -91,9 +93,8 @@ def main() -> None:
     for title, lines in (("missed", found.misses), ("over-claimed", found.over_claims)):
         for line in lines:
             print(f"{title}: {line}")
-    print(
-        f"{found.right} of {found.rows} right ({100 * found.right // found.rows} %), {len(found.over_claims)} over-claims,"
-    )
+    percent = 100 * found.right // max(found.rows, 1)
+    print(f"{found.right} of {found.rows} right ({percent} %), {len(found.over_claims)} over-claims")
     print(
         f"access differs on {len(found.access_misses)}, snapshot or modifiers on {len(found.detail_misses)}"
     )

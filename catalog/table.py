@@ -1,7 +1,7 @@
 """The compiled price table: plain rows, cheap to load, with no library behind them.
 
-Both readers use it: `catalog.rate` (in columns) and `catalog.quote` (one call at a time, in a process that must
-stay light). A price is an integer: nano-USD per million units (USD per million x 10^9, the scale of
+Both readers use it: `catalog.rate` (in columns) and `catalog.quote` (one call at a time, in a process that
+must stay light). A price is an integer: nano-USD per million units (USD per million x 10^9, the scale of
 DECIMAL(18,9)), so nothing here can turn into a float. A missing price is None and never 0.
 """
 
@@ -34,7 +34,7 @@ STANDARD = "standard"
 DAY_S = 86_400
 UNIT = Decimal("1e-9")
 
-PARTS = (
+PARTS: tuple[str, ...] = (
     "input",
     "output",
     "cache_read",
@@ -46,13 +46,17 @@ PARTS = (
     "web_search",
     "request",
 )
-"""Priced parts in the order of a row's `prices`; each is USD per million tokens (searches, requests: per million)."""
+"""Priced parts in the order of a row's `prices`; each is USD per million tokens (searches, requests: per
+million).
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def seconds(at: datetime) -> int:
-    """Give whole UTC seconds since 1970 at or before `at` (aware); exact, prices only change on whole seconds."""
+    """Give whole UTC seconds since 1970 at or before `at` (aware); exact, prices only change on whole
+    seconds.
+    """
     return (at - _EPOCH) // timedelta(seconds=1)
 
 
@@ -61,7 +65,7 @@ def with_fallbacks(prices: tuple[int | None, ...]) -> tuple[int | None, ...]:
 
     Input, output, searches and request fees have nothing to fall back on and stay None.
     """
-    filled = dict(zip(PARTS, prices, strict=True))
+    filled: dict[str, int | None] = dict(zip(PARTS, prices, strict=True))
     for part, whole in _FALLBACKS:
         if filled[part] is None:
             filled[part] = filled[whole]
@@ -100,9 +104,15 @@ class PriceRow:
     prices: tuple[int | None, ...]
     """Nano-USD per million units, in the order of PARTS; None where the source has no such price."""
 
+    @property
+    def valid_from(self) -> datetime:
+        return _EPOCH + timedelta(seconds=self.valid_from_s)
+
     def price_id(self, model: str, mode: str) -> str:
-        """Name the row so that a person can find it: model, date, then mode, period and tier where they matter."""
-        day = (_EPOCH + timedelta(seconds=self.valid_from_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        """Name the row so that a person can find it: model, date, then mode, period and tier where they
+        matter.
+        """
+        day = self.valid_from.strftime("%Y-%m-%dT%H:%M:%SZ")
         name = f"{model}@{day.removesuffix('T00:00:00Z')}"
         if mode != STANDARD:
             name += f"+{mode}"
@@ -119,18 +129,22 @@ class PriceModel:
     model: str
     clause: Clause
     rows: dict[str, tuple[PriceRow, ...]]
-    """Mode -> rows, ascending by (valid_from_s, period_from_s, over_tokens); empty where the source has no price."""
+    """Mode -> rows, ascending by (valid_from_s, period_from_s, over_tokens); empty where the source has no
+    price.
+    """
 
     @property
     def name(self) -> str:
         return f"{self.provider}/{self.model}"
 
     def mode(self, mode: str) -> str:
-        """Give the mode that prices the call: the asked one, or standard where the source has no such price."""
+        """Give the mode that prices the call: the asked one, or standard where the source has no such
+        price.
+        """
         return mode if mode in self.rows else STANDARD
 
     def row(self, mode: str, at: datetime, input_tokens: int) -> PriceRow:
-        """Find the one row for an instant and an inclusive input size: newest date, then period, then tier."""
+        """Find the row for an instant and an inclusive input size: newest date, then period, then tier."""
         rows = self.rows[self.mode(mode)]
         now_s = seconds(at)
         dated = max((r.valid_from_s for r in rows if r.valid_from_s <= now_s), default=rows[0].valid_from_s)
@@ -183,7 +197,9 @@ class PriceTable:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PriceTable:
-        """Rebuild a table from `to_json`; raises KeyError, TypeError or ValueError when it is something else."""
+        """Rebuild a table from `to_json`; raises KeyError, TypeError or ValueError when it is something
+        else.
+        """
         models = tuple(
             PriceModel(provider, model, clause, {mode: _unpacked(rows) for mode, rows in modes.items()})
             for provider, model, clause, modes in data["models"]
