@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from tollbook.errors import TollbookError
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -61,7 +63,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class Problem(Exception):
+class Problem(TollbookError):
     """A refusal that the caller sees: `code` of KINDS, a sentence, and more members for the answer.
 
     With `kind` the code may be of another package's error tree, which brings its own status and next step.

@@ -22,6 +22,7 @@ import orjson
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 
+from tollbook.errors import TollbookError
 from tollbook.settings import ENV_PREFIX, Section, Settings, default_data_dir, env_name, fields, sections
 from tollbook.settings_page import allowed_values
 
@@ -31,7 +32,7 @@ FILE_NAME = "tollbook.toml"
 Tree = dict[str, Any]
 
 
-class SettingsError(Exception):
+class SettingsError(TollbookError):
     """Settings that cannot be used; `sentences` holds one for each place."""
 
     def __init__(self, *sentences: str) -> None:
