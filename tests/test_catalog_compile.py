@@ -110,7 +110,7 @@ PRICED = [
     and "TimeOfDate" not in repr(model.prices)
     and not any(line.startswith(f"{provider.id}/{model.id}:") for line in TABLE.report["rounded"])
 ]
-"""Models whose prices our parts cover, apart from DeepSeek's windows: those we date differently on purpose."""
+"""Models whose prices our parts cover, but DeepSeek's windows: those we date differently on purpose."""
 
 
 CONTEXTS = {
