@@ -35,9 +35,10 @@ from billing.budget import (
     Threshold,
     decimal_text,
 )
-from billing.budget_check import Quotes, Standing, figures, judge, passing_sentence, price
+from billing.budget_check import Standing, figures, judge, passing_sentence
 from billing.budget_index import ScopeIndex
 from billing.budget_period import EPOCH
+from billing.budget_price import Quotes, price, recognised
 from billing.budget_reply import event_of, passing_event, reply_to
 from billing.budget_spend import Spend, spend_of
 
@@ -158,9 +159,9 @@ class BudgetBook:
             raise ReservationsUnavailable(
                 "this version of tollbook answers checks but holds no reservations yet"
             )
-        told = request.dimensions()
+        told, quote = recognised(request, now=now, quotes=quotes)
         ids, unmatched = self._index.match(told)
-        costs = price(request, told, now=now, quotes=quotes)
+        costs = price(request, told, quote, now=now, quotes=quotes)
         verdicts = [judge(self._states[each].at(now), costs) for each in ids]
         estimate = None if costs.billed_usd is None else decimal_text(costs.billed_usd)
         return reply_to(verdicts, unmatched, now=now, estimate_usd=estimate)

@@ -6,100 +6,26 @@ Pure functions on figures; no state and no clock. A cost that is not known is ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Protocol
 
 from billing.budget import (
     EXACT,
     Action,
     Budget,
     BudgetFigures,
-    CheckRequest,
-    Estimate,
     Threshold,
     decimal_text,
 )
+from billing.budget_price import Costs
 from billing.budget_spend import ZERO, Spend
 
-__all__ = ["Costs", "Quote", "Quotes", "Standing", "Verdict", "figures", "judge", "passing_sentence", "price"]
+__all__ = ["Standing", "Verdict", "figures", "judge", "passing_sentence"]
 
 SHARPNESS: dict[Action | None, int] = {None: 0, "notify": 1, "warn": 2, "deny": 3}
 UNITS = {"billed_usd": "USD billed", "list_usd": "USD at list price", "tokens": "tokens", "calls": "calls"}
-_COVERED = frozenset({"subscription", "free", "local"})
-_COSTLESS = frozenset({"free", "local"})
 _ONE = Decimal(1)
-
-
-class Quote(Protocol):
-    """A price for one call."""
-
-    @property
-    def list_cost_usd(self) -> Decimal | None:
-        """US dollars at list price; None when the catalogue has no price."""
-        ...
-
-
-class Quotes(Protocol):
-    """The catalogue's prices, in memory. It may also offer `dearest(usage=, at=)` with the same answer."""
-
-    def quote(self, *, provider: str | None, model: str, at: datetime, usage: dict[str, int]) -> Quote:
-        """Prices tokens (`input`, `output`) of a model as it stood at a moment."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What the call is expected to need. None is not known; `unpriced` says why when there were tokens to
-    price.
-    """
-
-    billed_usd: Decimal | None = None
-    list_usd: Decimal | None = None
-    tokens: Decimal | None = None
-    unpriced: str | None = None
-    dearest_usd: Decimal | None = None
-
-
-def price(request: CheckRequest, told: Mapping[str, str], *, now: datetime, quotes: Quotes | None) -> Costs:
-    """The costs of a check's estimate; `told` are its dimensions."""
-    estimate, access = request.estimate, told.get("access")
-    tokens = None if estimate is None or estimate.tokens is None else Decimal(estimate.tokens)
-    if access in _COSTLESS:
-        return Costs(ZERO, ZERO, tokens)
-    free = ZERO if access in _COVERED else None
-    if estimate is None:
-        return Costs(billed_usd=free)
-    if estimate.usd is not None:
-        return Costs(free if free is not None else estimate.usd, estimate.usd, tokens)
-    listed, dearest = _quoted(estimate, told, now=now, quotes=quotes)
-    unpriced = None if listed is not None else _why_unpriced(told)
-    return Costs(free if free is not None else listed, listed, tokens, unpriced, dearest)
-
-
-def _quoted(
-    estimate: Estimate, told: Mapping[str, str], *, now: datetime, quotes: Quotes | None
-) -> tuple[Decimal | None, Decimal | None]:
-    """List cost, and where that is unknown the cost at the dearest price known."""
-    if quotes is None:
-        return None, None
-    usage = {"input": estimate.input_tokens or 0, "output": estimate.output_tokens or 0}
-    model = told.get("model")
-    if model is not None and told.get("access") != "provisioned":
-        quote = quotes.quote(provider=told.get("provider"), model=model, at=now, usage=usage)
-        if quote.list_cost_usd is not None:
-            return quote.list_cost_usd, None
-    dearest = getattr(quotes, "dearest", None)
-    answer: Quote | None = None if dearest is None else dearest(usage=usage, at=now)
-    return None, None if answer is None else answer.list_cost_usd
-
-
-def _why_unpriced(told: Mapping[str, str]) -> str:
-    if told.get("access") == "provisioned":
-        return "provisioned capacity has no price per call"
-    return "its model has no known price" if "model" in told else "the check names no model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
@@ -144,17 +145,28 @@ _ROUNDING = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _PLACES = Decimal("1e-12")
 
 
+@contextmanager
+def _registered(con: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame) -> Iterator[None]:
+    con.register(name, frame.to_arrow())
+    try:
+        yield
+    finally:
+        con.unregister(name)
+
+
+def _named(con: duckdb.DuckDBPyConnection, budget_ids: Collection[str]) -> AbstractContextManager[None]:
+    """The ids as the table `named`; as a list parameter the client looks for pandas again for every one."""
+    return _registered(con, "named", pl.DataFrame({"id": list(budget_ids)}, schema={"id": pl.String}))
+
+
 def _insert(
     con: duckdb.DuckDBPyConnection, table: str, columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]
 ) -> None:
     if not rows:
         return
     schema = {column.name: _TYPES[column.type] for column in columns}
-    con.register("budget_rows", pl.DataFrame(rows, schema=schema, orient="row").to_arrow())
-    try:
+    with _registered(con, "budget_rows", pl.DataFrame(rows, schema=schema, orient="row")):
         con.execute(f"INSERT INTO {table} SELECT * FROM budget_rows")
-    finally:
-        con.unregister("budget_rows")
 
 
 # --- definitions ------------------------------------------------------------------------------------------
@@ -172,20 +184,34 @@ def load_definitions(con: duckdb.DuckDBPyConnection, *, epoch: str) -> dict[str,
     }
 
 
-def _write_definition(
-    con: duckdb.DuckDBPyConnection, budget_id: str, text: str | None, place: tuple[str, int]
-) -> bool:
-    """Writes a definition (NULL: deleted); false when that record or a later one is known already."""
-    epoch, offset = place
-    known = con.execute(
-        "SELECT 1 FROM budget_definitions WHERE id = ? AND journal_epoch = ? AND journal_offset >= ?",
-        [budget_id, epoch, offset],
-    ).fetchone()
-    if known is not None:
-        return False
-    con.execute("DELETE FROM budget_definitions WHERE id = ?", [budget_id])
-    con.execute("INSERT INTO budget_definitions VALUES (?, ?, ?, ?)", [budget_id, text, epoch, offset])
-    return True
+Told = dict[str, tuple[Budget | None, int]]  # id -> definition (None: deleted) and its journal offset
+
+
+def _newest(
+    con: duckdb.DuckDBPyConnection, told: Sequence[tuple[str, Budget | None, int]], *, epoch: str
+) -> Told:
+    """Of definitions in order of their offsets the last of each budget, unless it or a later one is known."""
+    query = (
+        "SELECT id, journal_offset FROM budget_definitions SEMI JOIN named USING (id) WHERE journal_epoch = ?"
+    )
+    with _named(con, [budget_id for budget_id, _, _ in told]):
+        known = con.execute(query, [epoch]).fetchall()
+    offsets: dict[str, int] = dict(known)
+    newest: Told = {}
+    for budget_id, budget, offset in told:
+        if offset > offsets.get(budget_id, -1):
+            newest[budget_id], offsets[budget_id] = (budget, offset), offset
+    return newest
+
+
+def _write_definitions(con: duckdb.DuckDBPyConnection, newest: Told, *, epoch: str) -> None:
+    rows = [
+        (budget_id, None if budget is None else budget.model_dump_json(), epoch, offset)
+        for budget_id, (budget, offset) in newest.items()
+    ]
+    with _named(con, newest):
+        con.execute("DELETE FROM budget_definitions WHERE id IN (SELECT id FROM named)")
+    _insert(con, "budget_definitions", _DEFINITIONS, rows)
 
 
 def _reject(con: duckdb.DuckDBPyConnection, offset: int, error: ControlError) -> None:
@@ -273,7 +299,8 @@ def _append_spend(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> 
 
 
 def _forget_spend(con: duckdb.DuckDBPyConnection, budget_ids: Sequence[str]) -> None:
-    con.execute("DELETE FROM budget_spend WHERE id IN (SELECT unnest(?))", [list(budget_ids)])
+    with _named(con, budget_ids):
+        con.execute("DELETE FROM budget_spend WHERE id IN (SELECT id FROM named)")
 
 
 def _compact(con: duckdb.DuckDBPyConnection, definitions: Collection[Definition], *, now: datetime) -> None:
@@ -318,6 +345,7 @@ class SpendFeed:
 
     def apply_controls(self, controls: Iterable[tuple[int, bytes]]) -> None:
         """Applies control records (journal offset, body), each once, whatever comes again."""
+        told: list[tuple[str, Budget | None, int]] = []
         events: list[tuple[int, BudgetEvent]] = []
         for offset, body in controls:
             try:
@@ -326,22 +354,23 @@ class SpendFeed:
                 _reject(self._con, offset, error)
                 continue
             if isinstance(control, PutBudget):
-                self._define(control.budget.id, control.budget, offset)
+                told.append((control.budget.id, control.budget, offset))
             elif isinstance(control, DeleteBudget):
-                self._define(control.budget_id, None, offset)
+                told.append((control.budget_id, None, offset))
             else:
                 events.append((offset, control.event))
+        if told:
+            self._define(_newest(self._con, told, epoch=self._epoch))
         _write_events(self._con, events, epoch=self._epoch)
 
-    def _define(self, budget_id: str, budget: Budget | None, offset: int) -> None:
-        text = None if budget is None else budget.model_dump_json()
-        if not _write_definition(self._con, budget_id, text, (self._epoch, offset)):
-            return
-        self._changed.add(budget_id)
-        if budget is None:
-            self._definitions.pop(budget_id, None)
-        else:
-            self._definitions[budget_id] = Definition(budget, offset)
+    def _define(self, newest: Told) -> None:
+        _write_definitions(self._con, newest, epoch=self._epoch)
+        self._changed |= newest.keys()
+        for budget_id, (budget, offset) in newest.items():
+            if budget is None:
+                self._definitions.pop(budget_id, None)
+            else:
+                self._definitions[budget_id] = Definition(budget, offset)
 
     def delta(
         self, *, before: pl.DataFrame | None, after: pl.DataFrame | None, position: int, now: datetime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,8 +29,15 @@ NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
+class Known:
+    provider: str | None
+    model: str | None
+
+
+@dataclass(frozen=True)
 class Price:
     list_cost_usd: Decimal | None
+    resolution: Known | None = None
 
 
 @dataclass
@@ -42,12 +49,13 @@ class PriceList:
     )
     asked: list[Any] = field(default_factory=list)
 
-    def quote(self, *, provider: str | None, model: str, at: datetime, usage: dict[str, int]) -> Price:
+    def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Price:
         self.asked.append((provider, model, at, usage))
-        price = self.usd_per_token.get(model)
-        return Price(None if price is None else Decimal(price) * sum(usage.values()))
+        known = Known("lab-api", "lab/dear") if model == "dear-20260101" else None
+        price = self.usd_per_token.get(known.model if known and known.model else model)
+        return Price(None if price is None else Decimal(price) * sum(usage.values()), known)
 
-    def dearest(self, *, usage: dict[str, int], at: datetime) -> Price:
+    def dearest(self, *, usage: Mapping[str, int], at: datetime) -> Price:
         return Price(max(Decimal(price) for price in self.usd_per_token.values()) * sum(usage.values()))
 
 
@@ -153,6 +161,7 @@ def test_what_matches_and_what_was_left_out(
 def test_left_out_dimensions_follow_definitions_and_deletions() -> None:
     book = book_of()
     assert ask(book, scope={"team": "a"}).unmatched == []
+    book.put(budget("other", scope={"team": "o", "agent": "x"}), 1999)
     book.put(budget("one", scope={"team": "a", "agent": "x"}), 2000)
     book.put(budget("two", scope={"team": "a", "agent": "y"}), 2001)
     assert ask(book, scope={"team": "a"}).unmatched == ["agent"]
@@ -357,6 +366,36 @@ def test_unpriced_calls_already_made_are_shown_not_counted_as_nothing() -> None:
     assert (figures.spent, figures.unpriced_calls) == ("0.5", 3)
 
 
+def test_the_name_on_the_wire_meets_the_budgets_of_the_canonical_model() -> None:
+    budgets = (
+        budget("model", scope={"model": "lab/dear"}),
+        budget("provider", scope={"provider": "lab-api"}),
+    )
+    book = book_of(*(entry(each, 1) for each in budgets))
+    reply = ask(book, model="dear-20260101", estimate={"input_tokens": 100})
+    assert [each.id for each in reply.budgets] == ["model", "provider"]
+    assert (reply.unmatched, reply.estimate_usd) == ([], "0.01")
+    assert ask(book, model="dear-20260101", scope={"model": "lab/other"}).unmatched == []
+    assert [each.id for each in ask(book, scope={"model": "lab/dear"}).budgets] == ["model"]
+
+
+def test_an_alias_of_the_provider_is_the_provider() -> None:
+    book = book_of(entry(budget("b", scope={"provider": "lab-api"}), 1))
+    reply = ask(book, model="dear-20260101", scope={"provider": "lab.alias"})
+    assert [each.id for each in reply.budgets] == ["b"]
+
+
+def test_the_catalogue_s_own_prices_are_understood() -> None:
+    quotes = pytest.importorskip("catalog.quote").Quotes.load()
+    book = book_of(entry(budget("b", scope={"model": "anthropic/claude-sonnet-4-5"}), 1))
+    request = read_check(
+        b'{"scope": {"provider": "anthropic"}, "model": "claude-sonnet-4-5-20250929", '
+        b'"estimate": {"input_tokens": 12000, "output_tokens": 2000}}'
+    )
+    reply = book.check(request, NOW, quotes)
+    assert (reply.estimate_usd, [each.id for each in reply.budgets]) == ("0.066", ["b"])
+
+
 def test_no_reservation_is_pretended() -> None:
     with pytest.raises(ReservationsUnavailable) as caught:
         ask(book_of(), estimate={"usd": "1"}, reserve=True, ttl_s=600, idempotency_key="k")
@@ -460,6 +499,7 @@ def test_a_new_limit_keeps_the_spend_and_a_new_scope_does_not() -> None:
     book.apply_delta(delta(4, changes=[spent(day, "7", defined=1001)]))
     assert book.pending("b")
     assert ask(book, scope={"team": "a"}).budgets == []
+    assert ask(book, scope={"team": "z"}, estimate={"usd": "0.9"}).decision == "warn"  # the 7 are not its own
 
 
 def test_two_changes_in_a_row_while_the_ledger_is_behind() -> None:

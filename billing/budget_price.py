@@ -1,0 +1,138 @@
+"""What a check is about and what its call will cost, by the catalogue's prices in memory.
+
+The catalogue is asked once: it knows the model by the name on the wire, so that a check which names what
+it is about to request meets the budgets of the canonical model that its telemetry will carry. A cost that
+is not known is None with a reason, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol
+
+from billing.budget import CheckRequest
+
+__all__ = ["Costs", "Quote", "Quotes", "Resolution", "price", "recognised"]
+
+_COVERED = frozenset({"subscription", "free", "local"})
+_COSTLESS = frozenset({"free", "local"})
+_ZERO = Decimal(0)
+
+
+class Resolution(Protocol):
+    """Who serves a model and what it is called; None is not known."""
+
+    @property
+    def provider(self) -> str | None:
+        """Provider id as in `calls`."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """Canonical `lab/model`."""
+        ...
+
+
+class Quote(Protocol):
+    """A price for one call."""
+
+    @property
+    def list_cost_usd(self) -> Decimal | None:
+        """US dollars at list price; None when the catalogue has no price."""
+        ...
+
+    @property
+    def resolution(self) -> Resolution | None:
+        """What the catalogue took the model for."""
+        ...
+
+
+class Quotes(Protocol):
+    """The catalogue's prices. It may also offer `dearest(usage=, at=)`: the highest price of any model."""
+
+    def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
+        """Prices tokens (`input`, `output`) of a model as it stood at a moment."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the call is expected to need; None is not known.
+
+    `unpriced` says why, when there were tokens to price; `dearest_usd` is what they cost at the dearest
+    price.
+    """
+
+    billed_usd: Decimal | None = None
+    list_usd: Decimal | None = None
+    tokens: Decimal | None = None
+    unpriced: str | None = None
+    dearest_usd: Decimal | None = None
+
+
+def recognised(
+    request: CheckRequest, *, now: datetime, quotes: Quotes | None
+) -> tuple[dict[str, str], Quote | None]:
+    """The check's dimensions, with provider and model as `calls` will name them, and the quote for its
+    estimate.
+    """
+    told = request.dimensions()
+    model = request.model or told.get("model")
+    if quotes is None or model is None:
+        return told, None
+    quote = quotes.quote(provider=told.get("provider"), model=model, at=now, usage=_usage(request))
+    if request.model is not None and quote.resolution is not None:
+        told |= _resolved(quote.resolution, model_told=request.scope.model is not None)
+    return told, quote
+
+
+def _usage(request: CheckRequest) -> dict[str, int]:
+    if request.estimate is None:
+        return {"input": 0, "output": 0}
+    return {"input": request.estimate.input_tokens or 0, "output": request.estimate.output_tokens or 0}
+
+
+def _resolved(resolution: Resolution, *, model_told: bool) -> dict[str, str]:
+    resolved = {} if resolution.provider is None else {"provider": resolution.provider}
+    if resolution.model is not None and not model_told:
+        resolved["model"] = resolution.model
+    return resolved
+
+
+def price(
+    request: CheckRequest,
+    told: Mapping[str, str],
+    quote: Quote | None,
+    *,
+    now: datetime,
+    quotes: Quotes | None,
+) -> Costs:
+    """The costs of a check's estimate; `told` are its dimensions."""
+    estimate, access = request.estimate, told.get("access")
+    tokens = None if estimate is None or estimate.tokens is None else Decimal(estimate.tokens)
+    if access in _COSTLESS:
+        return Costs(_ZERO, _ZERO, tokens)
+    free = _ZERO if access in _COVERED else None
+    if estimate is None:
+        return Costs(billed_usd=free)
+    if estimate.usd is not None:
+        return Costs(free if free is not None else estimate.usd, estimate.usd, tokens)
+    if quote is not None and quote.list_cost_usd is not None and access != "provisioned":
+        return Costs(free if free is not None else quote.list_cost_usd, quote.list_cost_usd, tokens)
+    dearest = _dearest(request, now=now, quotes=quotes)
+    return Costs(free, None, tokens, unpriced=_why_unpriced(told), dearest_usd=dearest)
+
+
+def _dearest(request: CheckRequest, *, now: datetime, quotes: Quotes | None) -> Decimal | None:
+    dearest = getattr(quotes, "dearest", None)
+    answer: Quote | None = None if dearest is None else dearest(usage=_usage(request), at=now)
+    return None if answer is None else answer.list_cost_usd
+
+
+def _why_unpriced(told: Mapping[str, str]) -> str:
+    if told.get("access") == "provisioned":
+        return "provisioned capacity has no price per call"
+    return "its model has no known price" if "model" in told else "the check names no model"
