@@ -32,10 +32,10 @@ DataDir = Annotated[
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file, instead of tollbook.toml.")]
 
 
-def main() -> None:
-    """Run the command line; what a user can act on is a line on stderr and exit code 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line (of the process, unless told); what a user can act on is a line on stderr and exit code 1."""
     try:
-        app()
+        app(arguments)
     except TollbookError as error:
         sys.stderr.write("".join(f"tollbook: {line}\n" for line in str(error).splitlines()))
         sys.exit(1)
