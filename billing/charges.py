@@ -32,6 +32,7 @@ _INNER = (
     "request_id",
     "provider_name",
     "server_address",
+    "server_port",
     "url",
     "request_model",
     "response_model",

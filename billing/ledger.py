@@ -22,7 +22,7 @@ from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.fusion import HORIZON, fuse
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.store import append, connect, frames, read
-from ingest.observation import LINKS
+from ingest.observation import LINKS, OBSERVATIONS
 
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
@@ -157,7 +157,7 @@ class Ledger:
         )
         with frames(self._db, wanted=smallest):
             query = (
-                "SELECT o.* EXCLUDE (commit_no) FROM observations o JOIN wanted USING (id_hi, id_lo) "
+                f"SELECT {_OBSERVED} FROM observations o JOIN wanted USING (id_hi, id_lo) "
                 "WHERE o.started_at BETWEEN ? AND ?"
             )
             seed = read(self._db, query, [started_at - HORIZON, started_at + HORIZON])
@@ -231,7 +231,8 @@ class Ledger:
         low, high = window_of(replaced, column="started_at")
         with frames(self._db, wanted=replaced.select("call_id")):
             self._db.execute(
-                "DELETE FROM calls WHERE started_at BETWEEN ? AND ? AND call_id IN (SELECT call_id FROM wanted)",
+                "DELETE FROM calls WHERE started_at BETWEEN ? AND ? "
+                "AND call_id IN (SELECT call_id FROM wanted)",
                 [low, high],
             )
 
@@ -279,6 +280,7 @@ class Ledger:
             return  # DuckDB had ended the transaction by itself
 
 
+_OBSERVED = ", ".join(OBSERVATIONS)
 _CALL_COLUMNS = ", ".join(tables.names(tables.CALLS))
 _SAME_KIND = (
     "u.scope IS NOT DISTINCT FROM t.scope AND u.name IS NOT DISTINCT FROM t.name AND u.signal = t.signal"

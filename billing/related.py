@@ -26,8 +26,8 @@ _MAX_WINDOWS = 8
 _ROWS = """
 SELECT o.rowid AS row FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.role = ?
-  AND (o.response_id IN (SELECT response_id FROM responses)
-    OR o.request_id IN (SELECT request_id FROM requests)
+  AND (o.response_key IN (SELECT md5_number_lower(response_id) FROM responses)
+    OR o.request_key IN (SELECT md5_number_lower(request_id) FROM requests)
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
 """
 

@@ -23,6 +23,8 @@ os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # slices of fra
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's file format: the newest that a 1.5 command line opens."""
 SCHEMA_VERSION = 1
+ID_KEYS = {"response_key": "response_id", "request_key": "request_id"}
+"""64-bit keys of ids, kept beside them: searched in a quarter of the time that strings take."""
 
 _TYPES = {
     pl.UInt64: "UBIGINT",
@@ -99,8 +101,12 @@ def _migrate(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _ddl() -> Iterator[str]:
     yield "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER, ledger_id UUID)"
-    yield "CREATE TABLE IF NOT EXISTS commits (commit_no UBIGINT, epoch VARCHAR, position UBIGINT, committed_at TIMESTAMPTZ)"
-    yield f"CREATE TABLE IF NOT EXISTS observations ({_of(OBSERVATIONS)}, {_COMMIT_NO})"
+    yield (
+        "CREATE TABLE IF NOT EXISTS commits "
+        "(commit_no UBIGINT, epoch VARCHAR, position UBIGINT, committed_at TIMESTAMPTZ)"
+    )
+    keys = ", ".join(f"{key} UBIGINT" for key in ID_KEYS)
+    yield f"CREATE TABLE IF NOT EXISTS observations ({_of(OBSERVATIONS)}, {keys}, {_COMMIT_NO})"
     yield f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO})"
     yield f"CREATE TABLE IF NOT EXISTS rejects ({_of(REJECTS)})"
     yield "CREATE TABLE IF NOT EXISTS dirty_hours (hour TIMESTAMPTZ, commit_no UBIGINT)"
@@ -157,10 +163,13 @@ def append(
     if frame.is_empty():
         return
     maps = _MAPS.get(table, ())
-    columns = ", ".join(f"map_from_entries({n}) AS {n}" if n in maps else n for n in frame.columns)
-    numbered = f", {commit_no} AS commit_no" if commit_no is not None else ""
+    columns = [f"map_from_entries({n}) AS {n}" if n in maps else n for n in frame.columns]
+    if table == "observations":
+        columns += [f"md5_number_lower({id_column}) AS {key}" for key, id_column in ID_KEYS.items()]
+    if commit_no is not None:
+        columns.append(f"{commit_no} AS commit_no")
     with frames(connection, told=frame):
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT {columns}{numbered} FROM told")
+        connection.execute(f"INSERT INTO {table} BY NAME SELECT {', '.join(columns)} FROM told")
 
 
 _CALL_MAPS = tuple(column.name for column in tables.CALLS if column.type.startswith("MAP"))

@@ -40,7 +40,7 @@ def _imported(file: Path) -> set[str]:
 
 
 def test_the_front_loads_none_of_what_computes() -> None:
-    code = "import sys, tollbook.serve; print([m for m in %r if m in sys.modules])" % (HEAVY,)
+    code = f"import sys, tollbook.serve; print([m for m in {HEAVY!r} if m in sys.modules])"
     assert _output(code) == "[]"
 
 
@@ -48,7 +48,7 @@ def test_help_loads_none_of_the_heavy_libraries() -> None:
     code = (
         "import sys\nfrom tollbook.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in %r if m in sys.modules])" % ((*HEAVY, "fastapi", "grpc", "uvicorn", "pydantic"),)
+        f"print([m for m in {(*HEAVY, 'fastapi', 'grpc', 'uvicorn', 'pydantic')!r} if m in sys.modules])"
     )
     assert _output(code).splitlines()[-1] == "[]"
 

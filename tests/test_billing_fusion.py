@@ -38,7 +38,10 @@ def test_twenty_identical_calls_are_twenty() -> None:
 
 def test_an_id_that_repeats_later_is_another_call() -> None:
     later = NOON + timedelta(minutes=10)
-    assert groups(observation(response_id="chatcmpl-123"), observation(response_id="chatcmpl-123", started_at=later, **LOG)) == [0, 1]
+    assert groups(
+        observation(response_id="chatcmpl-123"),
+        observation(response_id="chatcmpl-123", started_at=later, **LOG),
+    ) == [0, 1]
 
 
 def test_contradicting_tokens_keep_records_apart() -> None:
@@ -86,11 +89,22 @@ def test_a_cycle_of_parents_ends() -> None:
 def test_of_two_leaves_of_one_layer_the_nearer_joins() -> None:
     outer = observation(trace_hi=1, trace_lo=1, span_id=9)
     failed = observation(
-        trace_hi=1, trace_lo=1, span_id=1, parent_span_id=9, layer="span:inner", input_tokens=None,
-        output_tokens=None, status="error", started_at=NOON + timedelta(milliseconds=400),
+        trace_hi=1,
+        trace_lo=1,
+        span_id=1,
+        parent_span_id=9,
+        layer="span:inner",
+        input_tokens=None,
+        output_tokens=None,
+        status="error",
+        started_at=NOON + timedelta(milliseconds=400),
     )
     good = observation(
-        trace_hi=1, trace_lo=1, span_id=2, parent_span_id=9, layer="span:inner",
+        trace_hi=1,
+        trace_lo=1,
+        span_id=2,
+        parent_span_id=9,
+        layer="span:inner",
         started_at=NOON + timedelta(milliseconds=200),
     )
     assert groups(outer, failed, good) == [0, 1, 0]

@@ -52,15 +52,17 @@ def batch(
 
 
 def calls(ledger: Ledger) -> list[tuple[object, ...]]:
-    rows = ledger.cursor().execute(f"SELECT epoch_us(started_at), * EXCLUDE (started_at) FROM (SELECT {COMPARED} FROM calls) ORDER BY call_id")
+    rows = ledger.cursor().execute(
+        f"SELECT epoch_us(started_at), * EXCLUDE (started_at) FROM (SELECT {COMPARED} FROM calls) ORDER BY call_id"
+    )
     return rows.fetchall()
 
 
 def test_a_call_is_priced_and_kept(ledger: Ledger) -> None:
     ledger.load(batch(observations(observation(response_id="r")), position=7))
-    [(cost, billed, status)] = ledger.cursor().execute(
-        "SELECT list_cost_usd, billed_cost_usd, cost_status FROM calls"
-    ).fetchall()
+    [(cost, billed, status)] = (
+        ledger.cursor().execute("SELECT list_cost_usd, billed_cost_usd, cost_status FROM calls").fetchall()
+    )
     # 1000 x 0.15 + 100 x 0.60 per million
     assert cost == billed == Decimal("0.00021")
     assert status == "priced"
@@ -86,18 +88,16 @@ def test_a_record_without_a_time_of_its_own_is_recognised_too(ledger: Ledger) ->
 
 def test_a_second_record_of_a_call_makes_a_revision_not_a_call(ledger: Ledger) -> None:
     span = observation(response_id="r", id_hi=5, id_lo=5)
-    log = observation(
-        response_id="r", id_hi=9, id_lo=9, layer="log:x", signal="log", session_id="s1", rank=0
-    )
+    log = observation(response_id="r", id_hi=9, id_lo=9, layer="log:x", signal="log", session_id="s1", rank=0)
     ledger.load(batch(observations(span)))
     ledger.load(batch(observations(log)))
-    [(count, session, revision)] = ledger.cursor().execute(
-        "SELECT observation_count, session_id, revision FROM calls"
-    ).fetchall()
+    [(count, session, revision)] = (
+        ledger.cursor().execute("SELECT observation_count, session_id, revision FROM calls").fetchall()
+    )
     assert (count, session, revision) == (2, "s1", 2)
-    [(old_revision, heir)] = ledger.cursor().execute(
-        "SELECT revision, superseded_by FROM call_revisions"
-    ).fetchall()
+    [(old_revision, heir)] = (
+        ledger.cursor().execute("SELECT revision, superseded_by FROM call_revisions").fetchall()
+    )
     assert (old_revision, heir) == (1, None)
 
 
@@ -137,7 +137,9 @@ def _open_elsewhere(path: Path) -> None:
         "try: connect(Path(sys.argv[1]), memory_limit='100MB', threads=1, wait_s=0.1)\n"
         "except LedgerLocked as e: sys.exit(str(e))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise LedgerLocked(done.stderr)
 
@@ -148,10 +150,32 @@ def _story() -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     for n in range(12):
         at = NOON + timedelta(seconds=3 * n)
         trace = {"trace_hi": n % 3, "trace_lo": 100 + n % 3}
-        rows.append(observation(response_id=f"r{n}", **trace, span_id=10 + n, input_tokens=100 + n, started_at=at))
-        rows.append(observation(response_id=f"r{n}", layer="log:x", signal="log", input_tokens=100 + n, session_id=f"s{n}", started_at=at))
-        rows.append(observation(**trace, span_id=200 + n, parent_span_id=300 + n, layer="span:inner", input_tokens=100 + n, started_at=at))
-        between.append(link(trace["trace_hi"], 300 + n, 10 + n, started_at=at) | {"trace_lo": trace["trace_lo"]})
+        rows.append(
+            observation(response_id=f"r{n}", **trace, span_id=10 + n, input_tokens=100 + n, started_at=at)
+        )
+        rows.append(
+            observation(
+                response_id=f"r{n}",
+                layer="log:x",
+                signal="log",
+                input_tokens=100 + n,
+                session_id=f"s{n}",
+                started_at=at,
+            )
+        )
+        rows.append(
+            observation(
+                **trace,
+                span_id=200 + n,
+                parent_span_id=300 + n,
+                layer="span:inner",
+                input_tokens=100 + n,
+                started_at=at,
+            )
+        )
+        between.append(
+            link(trace["trace_hi"], 300 + n, 10 + n, started_at=at) | {"trace_lo": trace["trace_lo"]}
+        )
     rows += [observation(started_at=NOON) for _ in range(20)]
     return rows, between
 
@@ -199,7 +223,10 @@ def _expected(factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
 
 def test_published_sums_equal_a_recomputation_and_follow_revisions(tmp_path: Path, ledger: Ledger) -> None:
     publisher = Publisher(
-        ledger.cursor(), staging=tmp_path / "staging" / "u.duckdb", published=tmp_path / "usage.duckdb", epoch="e"
+        ledger.cursor(),
+        staging=tmp_path / "staging" / "u.duckdb",
+        published=tmp_path / "usage.duckdb",
+        epoch="e",
     )
     rng = random.Random(4)
     for _ in range(5):
@@ -211,8 +238,12 @@ def test_published_sums_equal_a_recomputation_and_follow_revisions(tmp_path: Pat
         told = published.execute(
             "SELECT sum(calls), sum(input_tokens), sum(list_cost_usd) FROM usage_hourly"
         ).fetchone()
-        fresh = published.execute("SELECT count(*), sum(input_tokens), sum(list_cost_usd) FROM calls").fetchone()
-        daily = published.execute("SELECT sum(calls), sum(input_tokens), sum(list_cost_usd) FROM usage_daily").fetchone()
+        fresh = published.execute(
+            "SELECT count(*), sum(input_tokens), sum(list_cost_usd) FROM calls"
+        ).fetchone()
+        daily = published.execute(
+            "SELECT sum(calls), sum(input_tokens), sum(list_cost_usd) FROM usage_daily"
+        ).fetchone()
     assert told == fresh == daily
     assert fresh is not None
     assert fresh[0] == len(calls(ledger))
@@ -227,7 +258,9 @@ def test_a_lost_staging_file_is_built_again(tmp_path: Path, ledger: Ledger) -> N
     staging.write_bytes(b"not a database")
     Publisher(cursor, staging=staging, published=published, epoch="e").publish()
     with duckdb.connect(str(published), read_only=True) as reader:
-        assert reader.execute("SELECT (SELECT sum(calls) FROM usage_hourly), count(*) FROM calls").fetchone() == (32, 32)
+        assert reader.execute(
+            "SELECT (SELECT sum(calls) FROM usage_hourly), count(*) FROM calls"
+        ).fetchone() == (32, 32)
 
 
 def test_the_published_file_holds_no_evidence(tmp_path: Path, ledger: Ledger) -> None:

@@ -119,7 +119,8 @@ def _hold_against_truth(house: House, calls: list[Call]) -> None:
 
 
 _BY_RESPONSE = """
-SELECT response_id, count(*), sum(input_tokens), sum(cache_read_tokens), sum(output_tokens), sum(list_cost_usd)
+SELECT response_id, count(*), sum(input_tokens), sum(cache_read_tokens), sum(output_tokens),
+       sum(list_cost_usd)
 FROM calls GROUP BY response_id
 """
 _RECOMPUTED = """
@@ -129,7 +130,8 @@ WITH told AS (
   FROM {table}
 ), fresh AS (
   SELECT date_trunc('{start}', started_at)::TIMESTAMPTZ AS t, team, agent, provider, model, access,
-         cost_status, emitter, count(*)::HUGEINT AS calls, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+         cost_status, emitter, count(*)::HUGEINT AS calls,
+         sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
          sum(list_cost_usd) AS list_cost_usd, sum(billed_cost_usd) AS billed_cost_usd
   FROM calls GROUP BY ALL
 )
