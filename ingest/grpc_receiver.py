@@ -8,8 +8,11 @@ the OpenTelemetry exporters obey.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # children are started by exec: nothing to hand over
 
 import grpc
 import grpc.aio

@@ -22,7 +22,7 @@ from rich.syntax import Syntax
 from tollbook.client import Client
 from tollbook.connect import lines_for
 from tollbook.replay import replay
-from tollbook.report import print_report, print_table
+from tollbook.report import print_report, print_table, terminal
 
 CAPTURES = Path("fixtures") / "captures"
 DATA_DIR = Path("demo-data")
@@ -34,7 +34,7 @@ BUDGET = {
     "id": "demo-day",
     "scope": {},
     "meter": "list_usd",
-    "limit": "0.25",
+    "limit": "1.00",
     "period": "total",
     "thresholds": [{"at": "0.8", "action": "warn"}, {"at": "1.0", "action": "deny"}],
 }
@@ -44,7 +44,7 @@ CHECKED_MODEL = "claude-sonnet-4-5"
 
 def run_demo(*, once: bool, captures: Path = CAPTURES, data_dir: Path = DATA_DIR) -> int:
     """Run the demo; with `once` end after the bill, else stay up until interrupted. The exit code."""
-    console = Console(stderr=False)
+    console = terminal()
     shutil.rmtree(data_dir, ignore_errors=True)
     with _house(data_dir) as (process, places):
         client = Client(places["http"])
