@@ -9,21 +9,22 @@ The function is part of the stored data: **changing any bit of it makes all hist
 its values.
 
   mix(x)        splitmix64's finaliser
-  bytes         h = mix(seed ^ length); then h = mix(h ^ word) for each little-endian word, the last one
-                padded with zeros. Of more than 256 bytes: the words of their 16-byte BLAKE2b digest, with
-                the length of the whole
+  bytes         h = mix(seed ^ length); then for each little-endian word, the last one padded with zeros:
+                h ^= word; h = (h ^ h >> 32) * factor. Of more than 256 bytes: the words of their 16-byte
+                BLAKE2b digest, with the length of the whole
   value         mix(bytes ^ kind) of text. Of numbers and flags their word (a double's bits), of nothing 0,
                 instead of `bytes`. Arrays, maps and byte strings: their deterministic protobuf encoding
   attributes    sum of mix(bytes(key) + mix(value ^ 0x61)) over all pairs: their order does not matter
   record        h = mix(seed ^ 1) of spans, mix(seed ^ 2) of logs; then h = mix(h ^ part) for each part
 
-Everything is done twice, with one seed for each half. It is not a cryptographic hash: who can write to
-the ledger could as well leave a record out.
+Everything is done twice, with a seed and a factor for each half. It is not a cryptographic hash: who can
+write to the ledger could as well leave a record out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -34,11 +35,13 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from .anyvalue import FLAG, INTEGER, NONE, OTHER, REAL, TEXT, Values, read_values
 from .otlp_columns import Attributes, Columns
 from .scan import Buffer, Ints, Words
+from .texts import UNKNOWN, Vocabulary
 
 SEEDS: Final = (np.uint64(0x746F6C6C626F6F6B), np.uint64(0x9E3779B97F4A7C15))
+FACTORS: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _LONG = 256
 _U = np.uint64
-_M1, _M2 = _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
+_M1, _M2 = FACTORS
 _LOW_BYTES: Final = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], dtype=np.uint64)
 _KIND_NAMES: Final = {NONE: 0, TEXT: 1, FLAG: 2, INTEGER: 3, REAL: 4, OTHER: 5}  # as hashed; fixed for ever
 
@@ -56,7 +59,7 @@ def span_identity(trace_hi: Words, trace_lo: Words, span_id: Words) -> tuple[Wor
     return high, low
 
 
-def log_identity(columns: Columns, rows: Ints) -> tuple[Words, Words]:
+def log_identity(columns: Columns, rows: Ints, vocabulary: Vocabulary) -> tuple[Words, Words]:
     """Identities of the log records `rows` (high and low half)."""
     records, buffer = columns.records, columns.buffer
     scope, resource = records.scope[rows], records.resource[rows]
@@ -68,9 +71,9 @@ def log_identity(columns: Columns, rows: Ints) -> tuple[Words, Words]:
     ]
     content = _hash_values(buffer, records.content_start[rows], records.content_end[rows])
     sums = [
-        _hash_attributes(buffer, columns.resource_attributes, resource),
-        _hash_attributes(buffer, columns.scope_attributes, scope),
-        _hash_attributes(buffer, columns.attributes, rows),
+        _hash_attributes(buffer, columns.resource_attributes, resource, vocabulary),
+        _hash_attributes(buffer, columns.scope_attributes, scope, vocabulary),
+        _hash_attributes(buffer, columns.attributes, rows, vocabulary),
     ]
     words = (
         records.time_ns[rows],
@@ -99,35 +102,48 @@ def _hash_slices(buffer: Buffer, start: Ints, end: Ints) -> tuple[Words, Words]:
     """Hashes the bytes of slices."""
     length = end - start
     long = np.flatnonzero(length > _LONG)
-    if long.size:
-        digests = [
-            blake2b(buffer.cut(a, b), digest_size=16).digest() for a, b in _pairs(start[long], end[long])
-        ]
-        short = np.minimum(end, start + _LONG)
-        short[long] = start[long] + 16  # hashed below in a buffer of their own
-        high, low = _hash_words(buffer, start, short, length)
-        at = np.arange(len(digests), dtype=np.int64) * 16
-        high[long], low[long] = _hash_words(Buffer.of(digests), at, at + 16, length[long])
-        return high, low
-    return _hash_words(buffer, start, end, length)
+    if not long.size:
+        return _hash_words(buffer, start, length, size=length)
+    cuts = (buffer.cut(a, b) for a, b in _pairs(start[long], end[long]))
+    digests = Buffer.of(blake2b(cut, digest_size=16).digest() for cut in cuts)
+    high, low = _hash_words(buffer, start, np.where(length > _LONG, 0, length), size=length)
+    sixteen = np.full(len(long), 16)
+    high[long], low[long] = _hash_words(digests, np.cumsum(sixteen) - 16, sixteen, size=length[long])
+    return high, low
 
 
 def _pairs(start: Ints, end: Ints) -> Iterable[tuple[int, int]]:
     return zip(start.tolist(), end.tolist(), strict=True)
 
 
-def _hash_words(buffer: Buffer, start: Ints, end: Ints, length: Ints) -> tuple[Words, Words]:
-    """Hashes up to 256 bytes per slice; `length` is what goes into the hash."""
-    high, low = (mix(seed ^ length.astype(np.uint64)) for seed in SEEDS)
-    rows = np.arange(len(start))
-    for at in range(0, _LONG, 8):
-        rows = rows[end[rows] - start[rows] > at]
-        if not rows.size:
-            break
-        left = np.minimum(end[rows] - start[rows] - at, 8)
-        word = buffer.words[start[rows] + at] & _LOW_BYTES[left]
-        high[rows], low[rows] = mix(high[rows] ^ word), mix(low[rows] ^ word)
-    return high, low
+def _hash_words(buffer: Buffer, start: Ints, length: Ints, *, size: Ints) -> tuple[Words, Words]:
+    """Hashes `length` bytes per slice; `size` is the length that goes into the hash.
+
+    The longest slices come first, so that those with a further word are always the first ones.
+    """
+    whole = length >> 3
+    order = np.argsort(_LONG - whole, kind="stable")
+    at, states = start[order], [mix(seed ^ size[order].astype(np.uint64)) for seed in SEEDS]
+    for count in np.cumsum(np.bincount(whole, minlength=1)[::-1])[::-1][1:].tolist():
+        word = buffer.words[at[:count]]
+        at[:count] += 8
+        for state, factor in zip(states, FACTORS, strict=True):
+            state[:count] = _turned(state[:count], word, factor)
+    rest = length[order] & 7
+    some = rest > 0
+    word = buffer.words[at] & _LOW_BYTES[rest]
+    hashes = []
+    for state, factor in zip(states, FACTORS, strict=True):
+        hashed = np.empty_like(state)
+        hashed[order] = np.where(some, _turned(state, word, factor), state)
+        hashes.append(hashed)
+    return hashes[0], hashes[1]
+
+
+def _turned(state: Words, word: Words, factor: np.uint64) -> Words:
+    state = state ^ word
+    turned: Words = (state ^ (state >> _U(32))) * factor
+    return turned
 
 
 def _hash_values(buffer: Buffer, start: Ints, end: Ints) -> tuple[Words, Words]:
@@ -169,14 +185,16 @@ def _deterministic(message: bytes) -> bytes:
     return value.SerializeToString(deterministic=True)
 
 
-def _hash_attributes(buffer: Buffer, attributes: Attributes, owners: Ints) -> tuple[Words, Words]:
+def _hash_attributes(
+    buffer: Buffer, attributes: Attributes, owners: Ints, vocabulary: Vocabulary
+) -> tuple[Words, Words]:
     """Per owner, the sum of its attributes' hashes (owners may repeat)."""
     if not len(owners):
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
     wanted = np.zeros(max(int(owners.max()), int(attributes.owner.max(initial=0))) + 1, dtype=np.bool_)
     wanted[owners] = True
     rows = np.flatnonzero(wanted[attributes.owner])
-    keys = _hash_slices(buffer, attributes.key_start[rows], attributes.key_end[rows])
+    keys = _hash_keys(buffer, attributes, rows, vocabulary)
     values = _hash_values(buffer, attributes.start[rows], attributes.end[rows])
     first, last = (np.searchsorted(attributes.owner[rows], owners, side=side) for side in ("left", "right"))
     sums = []
@@ -184,3 +202,20 @@ def _hash_attributes(buffer: Buffer, attributes: Attributes, owners: Ints) -> tu
         total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mix(key + mix(value ^ _U(0x61))))])
         sums.append(total[last] - total[first])
     return sums[0], sums[1]
+
+
+def _hash_keys(
+    buffer: Buffer, attributes: Attributes, rows: Ints, vocabulary: Vocabulary
+) -> tuple[Words, Words]:
+    """Hashes the keys of attributes; those of known ones are looked up."""
+    key = attributes.key[rows]
+    high, low = (hashes[key] for hashes in _known_keys(vocabulary))
+    other = np.flatnonzero(key == UNKNOWN)
+    at = rows[other]
+    high[other], low[other] = _hash_slices(buffer, attributes.key_start[at], attributes.key_end[at])
+    return high, low
+
+
+@lru_cache(maxsize=4)
+def _known_keys(vocabulary: Vocabulary) -> tuple[Words, Words]:
+    return _hash_encoded(text.encode() for text in vocabulary.strings)

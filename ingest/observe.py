@@ -141,7 +141,9 @@ class _Observer:
         records, rows = self.records, self.rows
         high, low = span_identity(records.trace_hi[rows], records.trace_lo[rows], records.span_id[rows])
         logs = np.flatnonzero(records.signal[rows] == LOG)
-        high[logs], low[logs] = log_identity(self.decoded.columns, rows[logs])
+        high[logs], low[logs] = log_identity(
+            self.decoded.columns, rows[logs], self.decoded.dialects.vocabulary
+        )
         return {"id_hi": pl.Series(high), "id_lo": pl.Series(low)}
 
     def _source(self) -> dict[str, pl.Series]:

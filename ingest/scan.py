@@ -163,7 +163,7 @@ class _Walk:
         self.tails: list[tuple[int, Sequence[int], Sequence[int], Sequence[int]]] = []
 
     def step(self, active: Ints, at: Ints) -> tuple[Ints, Ints]:
-        """Reads a field of each active message at its position; returns those with more to read, and where."""
+        """Reads a field of each active message at its place; returns those with more to read, and where."""
         first, second = self.buffer.raw[at], self.buffer.raw[at + 1]
         tag = first.astype(np.int64)
         begin = at + _BEGIN[first]

@@ -156,7 +156,8 @@ def _garbled(buffer: Buffer, told: Told, text: Mask) -> Mask:
             (told.key_start, told.key_end, labels),
             (values.start, values.end, texts),
         ):
-            garbled[rows] |= [not _is_utf8(buffer.cut(int(start[row]), int(end[row]))) for row in rows]
+            sound = [_is_utf8(buffer.cut(int(start[row]), int(end[row]))) for row in rows]
+            garbled[rows] |= ~np.array(sound, dtype=np.bool_)
     return garbled
 
 

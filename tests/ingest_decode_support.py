@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ingest.decode import decode
 from ingest.observe import Observed, observe
@@ -61,3 +63,55 @@ def comparable(observations: pl.DataFrame) -> list[dict[str, Any]]:
     for row in found:
         row["attributes"] = sorted(row["attributes"], key=str)
     return found
+
+
+def span_frame(
+    *records: dict[str, Any],
+    scope: str = "some.instrumentation",
+    resource: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Frame:
+    """A request of spans with these attributes (ids made up, a tenth of a second long), `changes` to each."""
+    request = ExportTraceServiceRequest()
+    holder = request.resource_spans.add()
+    _fill(holder.resource.attributes, resource or {"service.name": "shop"})
+    group = holder.scope_spans.add()
+    group.scope.name = scope
+    for number, attributes in enumerate(records, start=1):
+        span = group.spans.add(
+            trace_id=b"t" * 16,
+            span_id=number.to_bytes(8, "big"),
+            name="a span",
+            start_time_unix_nano=RECEIVED_NS - 10**9,
+            end_time_unix_nano=RECEIVED_NS - 9 * 10**8,
+        )
+        _fill(span.attributes, attributes)
+        for name, value in changes.items():
+            setattr(span, name, value)
+    return frame(Kind.TRACES_PROTO, request.SerializeToString())
+
+
+def log_frame(
+    attributes: dict[str, Any], *, scope: str = "com.anthropic.claude_code.events", **changes: Any
+) -> Frame:
+    """A request of one log record with these attributes."""
+    request = ExportLogsServiceRequest()
+    group = request.resource_logs.add().scope_logs.add()
+    group.scope.name = scope
+    log = group.log_records.add(time_unix_nano=RECEIVED_NS - 10**9)
+    _fill(log.attributes, attributes)
+    for name, value in changes.items():
+        setattr(log, name, value)
+    return frame(Kind.LOGS_PROTO, request.SerializeToString())
+
+
+def _fill(to: Any, attributes: dict[str, Any]) -> None:
+    kinds = {
+        bool: "bool_value",
+        int: "int_value",
+        float: "double_value",
+        str: "string_value",
+        bytes: "bytes_value",
+    }
+    for key, value in attributes.items():
+        setattr(to.add(key=key).value, kinds[type(value)], value)

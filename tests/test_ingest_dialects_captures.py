@@ -61,7 +61,9 @@ def is_visible(call: dict[str, Any], layer: str) -> bool:
 
 @pytest.mark.parametrize(("capture", "layer"), LAYERS)
 def test_every_layer_tells_the_tokens_that_were_served(capture: str, layer: str) -> None:
-    """Each layer alone: as many calls with usage as it repeats, each with the served numbers, NULL if not told."""
+    """Each layer alone: as many calls with usage as it repeats, each with the served numbers, NULL if
+    not told.
+    """
     calls = [call for call in expected(capture)["calls"] if is_visible(call, layer)]
     found = [row for row in layer_calls(capture, layer) if row["input_tokens"] is not None]
     assert len(found) == len(calls)
