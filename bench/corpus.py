@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+
+Octets = NDArray[np.uint8]
+Places = NDArray[np.int64]
 
 INPUT_TOKENS: Final = 1200
 OUTPUT_TOKENS: Final = 345
@@ -27,49 +33,61 @@ _MODELS: Final = ("gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18", "o3-2025-04-16"
 _AGENTS: Final = ("planner", "coder", "reviewer", "researcher", "triage")
 
 
-def _patches(body: bytes, mark: bytes) -> list[int]:
-    """Where `mark` stands in `body`."""
+def _patches(body: bytes, mark: bytes, *, last: int = 0) -> Places:
+    """The positions of every byte of `mark` in `body`, one row an occurrence; of its `last` bytes if told."""
     found: list[int] = []
     at = body.find(mark)
     while at >= 0:
         found.append(at)
         at = body.find(mark, at + 1)
-    return found
+    width = last or len(mark)
+    begins = np.array(found, np.int64).reshape(-1, 1) + (len(mark) - width)
+    return begins + np.arange(width, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One request body and the places in it that differ from request to request. `calls`: its model calls."""
+    """One request body and the places in it that differ from request to request, as rows of byte positions.
+
+    `calls`: its model calls.
+    """
 
     body: bytes
     spans: int
     calls: int
-    traces: tuple[int, ...]
-    ids: tuple[int, ...]
-    responses: tuple[int, ...]
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    traces: Places
+    ids: Places
+    responses: Places
+    starts: Places
+    ends: Places
 
-    def fresh(self) -> bytes:
-        """A new body: one trace, new ids, calls that start now."""
-        body = bytearray(self.body)
-        trace_id = os.urandom(16)
-        noise = os.urandom(8 * len(self.ids))
-        for index, at in enumerate(self.ids):
-            body[at : at + 8] = noise[8 * index : 8 * index + 8]
-        for at in self.traces:
-            body[at : at + 16] = trace_id
-        for at in self.responses:
-            body[at : at + 32] = os.urandom(16).hex().encode()
+    def fresh(self) -> bytearray:
+        """A new body: one trace, new ids, calls that start now. Costs about 1 us a span."""
+        made = bytearray(self.body)
+        body = np.frombuffer(made, np.uint8)
         now = time.time_ns()
-        start, end = (now - _CALL_NS).to_bytes(8, "little"), now.to_bytes(8, "little")
-        for at in self.starts:
-            body[at : at + 8] = start
-        for at in self.ends:
-            body[at : at + 8] = end
-        return bytes(body)
+        body[self.traces] = _random(16)
+        body[self.ids] = _random(8 * len(self.ids)).reshape(-1, 8)
+        body[self.responses] = _hexadecimal(16 * len(self.responses)).reshape(-1, 32)
+        body[self.starts] = _octets((now - _CALL_NS).to_bytes(8, "little"))
+        body[self.ends] = _octets(now.to_bytes(8, "little"))
+        return made
 
 
+def _octets(text: bytes) -> Octets:
+    return np.frombuffer(text, np.uint8)
+
+
+def _random(count: int) -> Octets:
+    return _octets(os.urandom(count))
+
+
+def _hexadecimal(count: int) -> Octets:
+    """Twice `count` random hexadecimal digits."""
+    return _octets(os.urandom(count).hex().encode())
+
+
+@cache
 def template(spans: int) -> Template:
     """A template with `spans` spans, every other one a model call, beginning with a call."""
     body = _request(spans).SerializeToString()
@@ -78,11 +96,11 @@ def template(spans: int) -> Template:
         body=body,
         spans=spans,
         calls=(spans + 1) // 2,
-        traces=tuple(_patches(body, _TRACE_MARK)),
-        ids=tuple(_patches(body, mark)[0] for mark in marks),
-        responses=tuple(at + len(_RESPONSE_MARK) - 32 for at in _patches(body, _RESPONSE_MARK)),
-        starts=tuple(_patches(body, _START_MARK)),
-        ends=tuple(_patches(body, _END_MARK)),
+        traces=_patches(body, _TRACE_MARK),
+        ids=np.concatenate([_patches(body, mark) for mark in marks]),
+        responses=_patches(body, _RESPONSE_MARK, last=32),
+        starts=_patches(body, _START_MARK),
+        ends=_patches(body, _END_MARK),
     )
 
 

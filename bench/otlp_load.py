@@ -1,234 +1,118 @@
-"""OTLP load from processes of its own: as many new requests as the receiver acknowledges, and how long each
-took.
+"""Load from a process of its own: as many new requests as the server acknowledges, and how long each took.
 
-`python -m bench.otlp_load --http http://127.0.0.1:4318 --spans 512 --connections 16 --seconds 5` (or `--grpc
-HOST:PORT`) prints one JSON object. Closed loop: every connection sends its next request when the last one is
-answered. Bodies are made ahead (`--bodies` per process, all different) and each is sent once unless the time
-outlasts them (then `repeated` says how many requests were not new).
+`python -m bench.otlp_load --http http://127.0.0.1:4318 --spans 512 --seconds 5` (or `--grpc HOST:PORT`)
+prints one JSON object. Every body is new: some are made ahead, the rest while sending.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gzip
+import gc
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any
 
-import grpc
-import grpc.aio
 import uvloop
 
-from bench.corpus import template
+from bench import http1, http2
+from bench.traffic import Gate, Load, Tally, Traffic, made_ahead
 
-EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-
-
-@dataclass(slots=True)
-class Load:
-    """What to send where."""
-
-    http: str | None
-    grpc: str | None
-    spans: int
-    connections: int
-    seconds: float
-    bodies: int
-    gzip: bool = False
+RESULT_GRACE_S = 60
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one process saw. `offset`: the highest journal offset acknowledged."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one load came to. `busy`: share of a CPU that the generator itself used."""
 
-    acknowledged: int = 0
-    refused: int = 0
-    offset: int = 0
-    latencies_s: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    cpu_s: float = 0.0
-    made: int = 0
+    tally: Tally
+    spans_per_s: float
+    requests_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+    busy: float
 
 
-class Bodies:
-    """Bodies made ahead, handed out one after another."""
+def _process(load: Load, started: Any, gate: Gate, results: Any) -> None:
+    """The generator process: make bodies, wait for the word, send, report."""
+    bodies = made_ahead(load)
+    gc.disable()
+    started.wait()
+    cpu = time.process_time()
+
+    async def send() -> Tally:
+        traffic = Traffic(load, bodies, gate)
+        await (http1.send if load.http else http2.send)(traffic)
+        return traffic.tally
+
+    tally = uvloop.run(send())
+    tally.cpu_s = time.process_time() - cpu
+    results.send(tally)
+
+
+class Running:
+    """A load whose process is ready: `begin` starts it, `result` waits for its end.
+
+    `gate.value = False` holds it back meanwhile.
+    """
 
     def __init__(self, load: Load) -> None:
-        self.template = template(load.spans)
-        fresh: Callable[[], bytes] = self.template.fresh
-        self._bodies = [gzip.compress(fresh(), 6) if load.gzip else fresh() for _ in range(load.bodies)]
-        self._next = 0
+        context = multiprocessing.get_context("spawn")
+        self.load = load
+        self.gate: Gate = context.Value("b", 1, lock=False)
+        self._start = context.Barrier(2)
+        self._results, theirs = context.Pipe(duplex=False)
+        self._worker = context.Process(target=_process, args=(load, self._start, self.gate, theirs))
+        self._worker.daemon = True
+        self._worker.start()
+        theirs.close()
 
-    def next(self) -> bytes:
-        """The next body; from the beginning again when all are used."""
-        body = self._bodies[self._next % len(self._bodies)]
-        self._next += 1
-        return body
+    def begin(self) -> None:
+        """Wait until the bodies are made, then let it send."""
+        self._start.wait(timeout=RESULT_GRACE_S)
 
+    @property
+    def sending(self) -> bool:
+        """Whether it has not reported yet."""
+        return not self._results.poll()
 
-class HttpConnection(asyncio.Protocol):
-    """One keep-alive connection that always has one request under way."""
-
-    def __init__(self, bodies: Bodies, tally: Tally, *, until: float, head: bytes) -> None:
-        self._bodies, self._tally, self._until, self._head = bodies, tally, until, head
-        self._received = b""
-        self._sent_at = 0.0
-        self._transport: asyncio.Transport | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the first request."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._send()
-
-    def data_received(self, data: bytes) -> None:
-        """Count the answer once its head and body are there; then send the next request."""
-        self._received += data
-        head, separator, rest = self._received.partition(b"\r\n\r\n")
-        if not separator or len(rest) < int(_header(head, b"content-length") or 0):
-            return
-        self._received = b""
-        self._count(head)
-        if time.perf_counter() < self._until:
-            self._send()
-        else:
-            self._end()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        """A server that went away ends this connection's part."""
-        self._end()
-
-    def _count(self, head: bytes) -> None:
-        self._tally.latencies_s.append(time.perf_counter() - self._sent_at)
-        if head.startswith(b"HTTP/1.1 200"):
-            self._tally.acknowledged += 1
-            self._tally.offset = max(self._tally.offset, int(_header(head, b"tollbook-offset") or 0))
-        else:
-            self._tally.refused += 1
-
-    def _send(self) -> None:
-        body = self._bodies.next()
-        self._sent_at = time.perf_counter()
-        if self._transport:
-            self._transport.writelines([self._head % len(body), body])
-
-    def _end(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-        if self._transport:
-            self._transport.close()
+    def result(self) -> Result:
+        """What came back."""
+        if not self._results.poll(self.load.seconds + RESULT_GRACE_S):
+            self._worker.kill()
+            raise TimeoutError("the load generator did not end: the server has stopped answering")
+        tally: Tally = self._results.recv()
+        self._worker.join()
+        return _summary(tally)
 
 
-def _header(head: bytes, name: bytes) -> bytes | None:
-    _, found, rest = head.partition(b"\r\n" + name + b": ")
-    return rest.partition(b"\r\n")[0] if found else None
+def run(load: Load) -> Result:
+    """Send a load from a process of its own."""
+    running = Running(load)
+    running.begin()
+    return running.result()
 
 
-async def _send_http(load: Load, bodies: Bodies, tally: Tally) -> None:
-    url = urlsplit(load.http or "")
-    encoding = b"content-encoding: gzip\r\n" if load.gzip else b""
-    head = (
-        b"POST /v1/traces HTTP/1.1\r\nhost: " + url.netloc.encode() + b"\r\n"
-        b"content-type: application/x-protobuf\r\n" + encoding + b"content-length: %d\r\n\r\n"
+def _summary(tally: Tally) -> Result:
+    latencies = sorted(tally.latencies_s)
+    return Result(
+        tally=tally,
+        spans_per_s=tally.spans / tally.seconds,
+        requests_per_s=tally.acknowledged / tally.seconds,
+        p50_ms=percentile_ms(latencies, 0.50),
+        p99_ms=percentile_ms(latencies, 0.99),
+        max_ms=percentile_ms(latencies, 1.0),
+        busy=tally.cpu_s / tally.seconds,
     )
-    until = time.perf_counter() + load.seconds
-    loop = asyncio.get_running_loop()
-    connections = [
-        (
-            await loop.create_connection(
-                lambda: HttpConnection(bodies, tally, until=until, head=head), url.hostname, url.port
-            )
-        )[1]
-        for _ in range(load.connections)
-    ]
-    await asyncio.gather(*(connection.done for connection in connections))
 
 
-async def _send_grpc(load: Load, bodies: Bodies, tally: Tally) -> None:
-    """Four calls under way on each channel: one channel is one HTTP/2 connection."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    compression = grpc.Compression.Gzip if load.gzip else grpc.Compression.NoCompression
-    channels = [
-        grpc.aio.insecure_channel(load.grpc or "", options=options, compression=compression)
-        for _ in range(max(1, load.connections // 4))
-    ]
-    until = time.perf_counter() + load.seconds
-    calls = [channels[index % len(channels)].unary_unary(EXPORT) for index in range(load.connections)]
-    await asyncio.gather(*(_call_repeatedly(call, bodies, tally, until=until) for call in calls))
-    await asyncio.gather(*(channel.close() for channel in channels))
-
-
-async def _call_repeatedly(export: Any, bodies: Bodies, tally: Tally, *, until: float) -> None:
-    while (sent_at := time.perf_counter()) < until:
-        call = export(bodies.next())
-        try:
-            await call
-            trailers = dict(await call.trailing_metadata())
-            tally.acknowledged += 1
-            tally.offset = max(tally.offset, int(trailers.get("tollbook-offset", 0)))
-        except grpc.aio.AioRpcError:
-            tally.refused += 1
-        tally.latencies_s.append(time.perf_counter() - sent_at)
-
-
-def _process(load: Load, start: Any, results: Any) -> None:
-    """One generator process: make the bodies, wait for the others, send, report."""
-    bodies, tally = Bodies(load), Tally()
-    start.wait()
-    began, cpu = time.perf_counter(), time.process_time()
-    uvloop.run(_send_http(load, bodies, tally) if load.http else _send_grpc(load, bodies, tally))
-    tally.seconds = time.perf_counter() - began
-    tally.cpu_s = time.process_time() - cpu
-    tally.made = load.bodies
-    results.put(asdict(tally))
-
-
-def run(load: Load, processes: int = 1) -> dict[str, Any]:
-    """Send `load` from `processes` processes of their own and sum up what they saw."""
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(processes), context.SimpleQueue()
-    workers = [context.Process(target=_process, args=(load, start, results)) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
-    tallies = [results.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    return _summary(load, tallies)
-
-
-def _summary(load: Load, tallies: list[dict[str, Any]]) -> dict[str, Any]:
-    latencies = sorted(latency for tally in tallies for latency in tally["latencies_s"])
-    acknowledged = sum(tally["acknowledged"] for tally in tallies)
-    sent = acknowledged + sum(tally["refused"] for tally in tallies)
-    seconds = max(tally["seconds"] for tally in tallies)
-    return {
-        "transport": "http" if load.http else "grpc",
-        "spans_per_request": load.spans,
-        "gzip": load.gzip,
-        "connections": load.connections * len(tallies),
-        "acknowledged": acknowledged,
-        "refused": sent - acknowledged,
-        "repeated": max(0, sent - sum(tally["made"] for tally in tallies)),
-        "seconds": round(seconds, 3),
-        "requests_per_s": round(acknowledged / seconds),
-        "spans_per_s": round(acknowledged * load.spans / seconds),
-        "p50_ms": _percentile_ms(latencies, 0.50),
-        "p99_ms": _percentile_ms(latencies, 0.99),
-        "generator_cpu_s": round(sum(tally["cpu_s"] for tally in tallies), 2),
-        "offset": max(tally["offset"] for tally in tallies),
-    }
-
-
-def _percentile_ms(latencies_s: list[float], share: float) -> float | None:
-    """The latency below which `share` of the sorted `latencies_s` lie, in milliseconds; None without any."""
-    if not latencies_s:
+def percentile_ms(ordered_s: list[float], share: float) -> float | None:
+    """The time below which `share` of the sorted times lie, in milliseconds; None without any."""
+    if not ordered_s:
         return None
-    return round(1000 * latencies_s[min(len(latencies_s) - 1, int(share * len(latencies_s)))], 3)
+    return 1000 * ordered_s[min(len(ordered_s) - 1, int(share * len(ordered_s)))]
 
 
 def main() -> None:
@@ -240,23 +124,27 @@ def main() -> None:
     target.add_argument("--http", metavar="URL")
     target.add_argument("--grpc", metavar="HOST:PORT")
     parser.add_argument("--spans", type=int, default=1)
-    parser.add_argument("--connections", type=int, default=16, help="per process")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=16, help="requests under way at most")
+    parser.add_argument("--rate", type=float, help="requests a second; default: as many as are answered")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--bodies", type=int, help="made ahead per process; default: about 256 MB of them")
-    parser.add_argument("--gzip", action="store_true")
     given = parser.parse_args()
-    bodies = given.bodies or max(100, min(200_000, (256 << 20) // (len(template(given.spans).body))))
-    load = Load(
-        http=given.http,
-        grpc=given.grpc,
-        spans=given.spans,
-        connections=given.connections,
-        seconds=given.seconds,
-        bodies=bodies,
-        gzip=given.gzip,
+    result = run(
+        Load(
+            http=given.http,
+            grpc=given.grpc,
+            spans=(given.spans,),
+            slots=given.slots,
+            seconds=given.seconds,
+            rate=given.rate,
+        )
     )
-    print(json.dumps(run(load, given.processes)))
+    figures = {name: getattr(result, name) for name in Result.__slots__ if name != "tally"}
+    counts = {
+        name: getattr(result.tally, name) for name in ("acknowledged", "refused", "unanswered", "offset")
+    }
+    print(
+        json.dumps(counts | {name: round(value, 3) for name, value in figures.items() if value is not None})
+    )
 
 
 if __name__ == "__main__":
