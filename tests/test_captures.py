@@ -1,0 +1,209 @@
+"""The bill of real agents, held against what their model server really served.
+
+`expected.json` beside each capture is that server's own record. A call whose usage the telemetry shows nowhere
+must be there as unknown, or not at all, but never as a number.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from billing.ledger import Ledger
+from billing.loader import Loader
+from billing.store import read
+from catalog.catalog import Catalog
+from ingest.inflate import inflate
+from ingest.journal import Frame, Kind
+
+CAPTURES = Path(__file__).parent.parent / "fixtures" / "captures"
+NAMES = sorted(path.parent.name for path in CAPTURES.glob("*/expected.json"))
+RECEIVED_NS = 1_795_330_000_000_000_000
+KINDS = {
+    ("traces", False): Kind.TRACES_PROTO,
+    ("traces", True): Kind.TRACES_JSON,
+    ("logs", False): Kind.LOGS_PROTO,
+    ("logs", True): Kind.LOGS_JSON,
+    ("metrics", False): Kind.METRICS_PROTO,
+    ("metrics", True): Kind.METRICS_JSON,
+}
+WRITES = ("cache_write_5m", "cache_write_1h", "cache_write_30m")
+CATALOG = Catalog.load()
+
+
+@cache
+def expected(name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((CAPTURES / name / "expected.json").read_text())
+    return told
+
+
+def requests(name: str) -> list[tuple[Kind, bytes]]:
+    """The capture's bodies as the journal keeps them."""
+    found = []
+    for request in expected(name)["requests"]:
+        body = (CAPTURES / name / request["file"]).read_bytes()
+        if request["content_encoding"]:
+            body = inflate(body, encoding=request["content_encoding"], limit_bytes=1 << 26)
+        found.append((KINDS[request["signal"], "json" in request["content_type"]], body))
+    return found
+
+
+def frames(bodies: list[tuple[Kind, bytes]], start: int = 0) -> list[Frame]:
+    made = []
+    for kind, body in bodies:
+        start += len(body)
+        made.append(Frame(start, kind, RECEIVED_NS, body))
+    return made
+
+
+class Book:
+    """A ledger that takes bodies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ledger = Ledger.open(folder / "ledger.duckdb", epoch="e", pricing=CATALOG)
+        self._loader = Loader(self._ledger)
+
+    def take(self, bodies: list[tuple[Kind, bytes]]) -> None:
+        if bodies:
+            self._loader.load(self._loader.prepare(frames(bodies, self._ledger.position)))
+
+    def calls(self) -> pl.DataFrame:
+        return read(
+            self._ledger.cursor(),
+            "SELECT * EXCLUDE (commit_no, revision, recorded_at, labels, modifiers, usage_details) FROM calls "
+            "ORDER BY call_id",
+        )
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Book]:
+    opened = Book(tmp_path)
+    yield opened
+    opened.close()
+
+
+def visible(name: str) -> list[dict[str, Any]]:
+    return [call for call in expected(name)["calls"] if call["usage_visible_in"]]
+
+
+def input_of(call: dict[str, Any]) -> int:
+    return int(call["input_uncached"] + call["cache_read"] + sum(call[part] for part in WRITES))
+
+
+def by_tokens(calls: pl.DataFrame) -> dict[tuple[int, int], dict[str, Any]]:
+    known = calls.filter(pl.col("usage_known"))
+    rows = {(row["input_tokens"], row["output_tokens"]): row for row in known.iter_rows(named=True)}
+    assert len(rows) == len(known), "two calls with the same tokens: one was counted twice"
+    return rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_visible_call_is_there_once_with_its_tokens_and_its_price(name: str, book: Book) -> None:
+    book.take(requests(name))
+    calls = book.calls()
+    rows = by_tokens(calls)
+    assert sorted(rows) == sorted((input_of(call), call["output"]) for call in visible(name))
+    assert len(calls) <= len(expected(name)["calls"])
+    for call in visible(name):
+        _compare(call, rows[input_of(call), call["output"]])
+
+
+def _compare(call: dict[str, Any], row: dict[str, Any]) -> None:
+    told = call["told"]
+    writes = sum(call[part] for part in WRITES)
+    assert row["status"] == "ok"
+    assert row["cache_read_tokens"] == (call["cache_read"] if "cache_read" in told else None)
+    assert row["cache_write_tokens"] == (writes if "cache_write" in told else None)
+    assert row["cache_write_1h_tokens"] == (call["cache_write_1h"] if "cache_write_1h" in told else None)
+    if "reasoning" in told:
+        assert row["reasoning_tokens"] == call["reasoning"]
+    assert row["provider"] == call["provider"]
+    if call["response_id_visible_in"]:
+        assert row["response_id"] == call["response_id"]
+    if call["session_id_source"] == "telemetry record of this call":
+        assert row["session_id"] == call["session_id"]
+    if row["streaming"] is not None:
+        assert row["streaming"] == call["streaming"]
+    if _all_told(call):
+        assert row["list_cost_usd"] == Decimal(call["list_cost_usd"])
+
+
+def _all_told(call: dict[str, Any]) -> bool:
+    """Whether every part that the call has, and that has a price of its own, is told."""
+    parts = {
+        "cache_read": call["cache_read"],
+        "cache_write": sum(call[part] for part in WRITES),
+        "cache_write_1h": call["cache_write_1h"],
+    }
+    return all(name in call["told"] for name, tokens in parts.items() if tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_failed_is_not_billed(name: str, book: Book) -> None:
+    book.take(requests(name))
+    failed = book.calls().filter(pl.col("status") == "error")
+    assert failed["billed_cost_usd"].to_list() == [Decimal(0)] * len(failed)
+    assert set(failed["cost_status"]) <= {"not_billable"}
+    assert not failed["usage_known"].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_split_and_repetition_gives_the_same_calls(name: str, seed: int, tmp_path: Path) -> None:
+    whole, pieces = Book(_folder(tmp_path / "whole")), Book(_folder(tmp_path / "pieces"))
+    bodies, rng = requests(name), random.Random(seed)
+    whole.take(bodies)
+    shuffled = bodies + rng.sample(bodies, min(2, len(bodies)))
+    rng.shuffle(shuffled)
+    while shuffled:
+        size = rng.randint(1, 3)
+        pieces.take(shuffled[:size])
+        shuffled = shuffled[size:]
+    try:
+        assert pieces.calls().equals(whole.calls())
+    finally:
+        whole.close()
+        pieces.close()
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_all_captures_into_one_ledger_are_their_sum(tmp_path: Path, book: Book) -> None:
+    bodies = [(name, body) for name in NAMES for body in requests(name)]
+    random.Random(7).shuffle(bodies)
+    for start in range(0, len(bodies), 9):
+        book.take([body for _, body in bodies[start : start + 9]])
+    together = book.calls()
+    apart = []
+    for name in NAMES:
+        single = Book(_folder(tmp_path / name))
+        single.take(requests(name))
+        apart.append(single.calls())
+        single.close()
+    assert together.equals(pl.concat(apart).sort("call_id"))
+
+
+def test_a_call_can_be_explained_down_to_its_records(book: Book) -> None:
+    from billing.explain import explain
+
+    book.take(requests("claude-code-traces-beta"))
+    call = book.calls().row(0, named=True)
+    explained = explain(book._ledger, CATALOG, call["call_id"], call["started_at"])
+    assert explained is not None
+    assert {told["signal"] for told in explained["observations"]} == {"log", "span"}
+    lines = explained["price"]["lines"]
+    assert sum(Decimal(line["usd"]) for line in lines) == call["list_cost_usd"]
