@@ -89,7 +89,8 @@ def publish(path: Path, calls: list[dict[str, Any]] | None = None) -> Path:
         connection.execute(
             "CREATE OR REPLACE VIEW unpriced_models AS"
             " SELECT served_model, provider, model, sum(call_count) AS calls,"
-            " sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, max(started_at) AS last_seen"
+            " sum(input_tokens) AS input_tokens,"
+            " sum(output_tokens) AS output_tokens, max(started_at) AS last_seen"
             " FROM calls WHERE cost_status = 'unpriced' GROUP BY ALL"
         )
         connection.execute("USE memory")

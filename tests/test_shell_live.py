@@ -59,7 +59,7 @@ def test_the_bill_is_the_truth_of_the_recordings(house: House) -> None:
         ("claude-code", "subscription"),
         ("claude-code", "unknown"),
     }
-    assert "covered by plan $" in tollbook(house, "report")
+    assert "by plan $" in tollbook(house, "report")
 
 
 def test_rollups_equal_a_recomputation(house: House) -> None:

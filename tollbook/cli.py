@@ -33,7 +33,7 @@ Config = Annotated[Path | None, typer.Option("--config", help="Settings file, in
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line (of the process, unless told); what a user can act on is a line on stderr and exit code 1."""
+    """Run the command line; what a user can act on is a line on stderr and exit code 1."""
     try:
         app(arguments)
     except TollbookError as error:

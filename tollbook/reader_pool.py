@@ -279,7 +279,7 @@ class ReaderPool:
     async def close(self) -> None:
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
 
-    async def query(  # noqa: PLR0913  # one query's options, all but the statement by keyword
+    async def query(  # one query's options, all but the statement by keyword
         self,
         sql: str,
         params: Parameters = None,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,15 +25,17 @@ CENT = Decimal("0.0001")
 LEDGER_DECIMAL = re.compile(r"-?\d+\.\d{12}")  # how DECIMAL(18,12) and DECIMAL(38,12) are written
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 UNKNOWN = "–"
+WIDE = 120  # columns from which every dimension has a column of its own
+TOKENS = (("calls", "calls"), ("input_tokens", "input"), ("output_tokens", "output"))
 MONEY = (
     ("billed_usd", "billed $"),
-    ("covered_usd", "covered by plan $"),
+    ("covered_usd", "by plan $"),
     ("assumed_usd", "assumed $"),
     ("estimated_usd", "estimated $"),
 )
 COUNTS = (
-    ("unpriced_calls", "unpriced calls"),
-    ("usage_unknown_calls", "usage unknown"),
+    ("unpriced_calls", "unpriced"),
+    ("usage_unknown_calls", "no usage"),
 )
 
 
@@ -58,41 +61,46 @@ def print_report(
     """Print the bill grouped by dimensions, dearest first, with the total below."""
     reply = client.get("/api/v1/usage", usage_params(by, since, until))
     console = console or terminal()
-    console.print(report_table(reply))
+    console.print(report_table(reply, width=console.width))
     for note in notes(reply["totals"], groups=len(reply["groups"]), truncated=reply["truncated"]):
         console.print(note, style="dim", highlight=False)
 
 
-def report_table(reply: dict[str, Any]) -> Table:
-    """The table of a usage reply; columns in which nothing ever stands are left out."""
-    totals = reply["totals"]
-    money = [(name, title) for name, title in MONEY if name == "billed_usd" or _told(totals[name])]
-    counts = [(name, title) for name, title in COUNTS if totals[name]]
-    table = Table(show_footer=True, header_style="bold", footer_style="bold", row_styles=["", "dim"])
-    for index, name in enumerate(reply["group_by"]):
-        table.add_column(name, footer="total" if index == 0 else "", overflow="fold")
-    for title, footer in (
-        ("calls", _whole(totals["calls"])),
-        ("input", _whole(totals["input_tokens"])),
-        ("output", _whole(totals["output_tokens"])),
-        *((title, dollars(totals[name])) for name, title in money),
-        *((title, _whole(totals[name])) for name, title in counts),
-    ):
-        table.add_column(title, footer=footer, justify="right", no_wrap=True)
-    for group in reply["groups"] if reply["group_by"] else [totals]:
-        cells = [plain(group[name]) for name in reply["group_by"]]
-        cells += [Text(_whole(group[name])) for name in ("calls", "input_tokens", "output_tokens")]
-        cells += [Text(dollars(group[name])) for name, _ in money]
-        cells += [Text(_whole(group[name])) for name, _ in counts]
-        table.add_row(*cells)
+def report_table(reply: dict[str, Any], *, width: int) -> Table:
+    """The table of a usage reply; amounts that stand nowhere are left out, narrow ones are short."""
+    totals, narrow = reply["totals"], width < WIDE
+    whole = _short if narrow else _whole
+    figures: list[tuple[str, str, Callable[[Any], str]]] = [
+        *((name, title, whole) for name, title in TOKENS),
+        *((name, title, dollars) for name, title in MONEY if name == "billed_usd" or _told(totals[name])),
+        *((name, title, whole) for name, title in COUNTS if totals[name]),
+    ]
+    table = Table(
+        box=box.SIMPLE_HEAD, show_footer=True, header_style="bold", footer_style="bold", pad_edge=False
+    )
+    _add_dimensions(table, reply["group_by"], narrow=narrow)
+    for name, title, shown in figures:
+        table.add_column(title, footer=shown(totals[name]), justify="right", no_wrap=True)
+    for group in reply["groups"]:
+        who = [plain(group[name]) for name in reply["group_by"]]
+        cells = [Text(" \N{MIDDLE DOT} ").join(who)] if narrow and who else who
+        table.add_row(*cells, *(Text(shown(group[name])) for name, _, shown in figures))
     return table
+
+
+def _add_dimensions(table: Table, names: Sequence[str], *, narrow: bool) -> None:
+    titles = [" \N{MIDDLE DOT} ".join(names)] if narrow and names else list(names)
+    for index, title in enumerate(titles):
+        table.add_column(title, footer="total" if index == 0 else "", overflow="fold")
 
 
 def notes(totals: dict[str, Any], *, groups: int, truncated: bool) -> list[str]:
     """What a reader must know beside the sums."""
-    told = []
+    told = ["by plan: list price of what subscriptions covered"] if _told(totals["covered_usd"]) else []
     if totals["unpriced_calls"]:
-        told.append("unpriced calls are in no amount: tollbook sql 'FROM unpriced_models'")
+        told.append("unpriced: price unknown, in no amount; tollbook sql 'FROM unpriced_models' lists them")
+    if totals["usage_unknown_calls"]:
+        told.append("no usage: the emitter told no tokens; in no amount")
     if _told(totals["assumed_usd"]):
         told.append("assumed: access unknown; it is what these calls cost if they were paid per use")
     if _told(totals["estimated_usd"]):
@@ -105,7 +113,7 @@ def notes(totals: dict[str, Any], *, groups: int, truncated: bool) -> list[str]:
 def print_table(reply: dict[str, Any], *, console: Console | None = None) -> None:
     """Print the answer of `/api/v1/sql`."""
     console = console or terminal()
-    table = Table(header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     rows = reply["rows"]
     for index, name in enumerate(reply["columns"]):
         numeric = all(_is_number(row[index]) for row in rows)
@@ -148,6 +156,18 @@ def _is_number(value: object) -> bool:
 
 def _whole(number: int | str | None) -> str:
     return UNKNOWN if number is None else f"{int(number):,}"
+
+
+def _short(number: int | str | None) -> str:
+    """A count in at most five characters: 999, 38.5k, 262k, 1.2M."""
+    if number is None:
+        return UNKNOWN
+    size = float(number)
+    for suffix in ("", "k", "M", "G"):
+        if abs(size) < 999.5 or suffix == "G":
+            break
+        size /= 1000
+    return f"{size:.0f}{suffix}" if not suffix or abs(size) >= 99.95 else f"{size:.1f}{suffix}"
 
 
 def _told(amount: str | None) -> bool:
