@@ -76,7 +76,12 @@ def report_table(reply: dict[str, Any], *, width: int) -> Table:
         *((name, title, whole) for name, title in COUNTS if totals[name]),
     ]
     table = Table(
-        box=box.SIMPLE_HEAD, show_footer=True, header_style="bold", footer_style="bold", pad_edge=False
+        box=box.SIMPLE_HEAD,
+        show_footer=True,
+        header_style="bold",
+        footer_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if narrow else (0, 1),
     )
     _add_dimensions(table, reply["group_by"], narrow=narrow)
     for name, title, shown in figures:
