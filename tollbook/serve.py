@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvicorn
@@ -18,12 +19,16 @@ import uvloop
 
 from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
-from ingest.journal import Journal
+from ingest.journal import Journal, JournalError
 from tollbook.api import create_app
 from tollbook.api_budgets import BudgetCheck
+from tollbook.errors import TollbookError
 from tollbook.front import Front
 from tollbook.guard import Guard
 from tollbook.settings import Settings
+
+if TYPE_CHECKING:
+    import grpc
 
 log = logging.getLogger("tollbook.front")
 
@@ -43,17 +48,19 @@ def run(settings: Settings) -> None:
     uvloop.run(_serve(settings))
 
 
+class StartError(TollbookError):
+    """The house cannot be opened: its data is in use, or a port is."""
+
+
 async def _serve(settings: Settings) -> None:
     server = settings.server
-    server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    journal = Journal.open(server.data_dir / "journal")
+    journal = _open_journal(server.data_dir)
     try:
-        front = Front(settings, journal)
         listening = _listen(server.host, server.http_port)
-        grpc_server, grpc_port = await start_grpc(front.intake, host=server.host, port=server.grpc_port)
-        http = _http_server(front)
+        front = Front(settings, journal)
         async with front.running():
-            serving = asyncio.create_task(http.serve(sockets=[listening]))
+            grpc_server, grpc_port = await _start_grpc(front, server.host, server.grpc_port)
+            serving = asyncio.create_task(_http_server(front).serve(sockets=[listening]))
             front.places = _places(listening, server.host, grpc_port)
             _say_where(front.places)
             _settle_memory()
@@ -61,6 +68,21 @@ async def _serve(settings: Settings) -> None:
             await grpc_server.stop(GRACE_S)
     finally:
         await journal.close()
+
+
+def _open_journal(data_dir: Path) -> Journal:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Journal.open(data_dir / "journal")
+    except (JournalError, OSError) as error:
+        raise StartError(f"{error}; choose another with --data-dir, or end what uses it") from error
+
+
+async def _start_grpc(front: Front, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    try:
+        return await start_grpc(front.intake, host=host, port=port)
+    except OSError as error:
+        raise StartError(f"port {port} for gRPC cannot be had; choose another with --grpc-port") from error
 
 
 class Routes:
@@ -85,7 +107,10 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise StartError(f"port {port} for HTTP cannot be had; choose another with --http-port") from error
     listening.listen(2048)
     listening.setblocking(False)
     return listening
