@@ -53,13 +53,23 @@ def read_values(buffer: Buffer, start: Ints, end: Ints) -> Values:
     text = (kind == TEXT) & (second < 0x80) & (second == rest - 1)
     payload[text] += 1
     plain = text | (kind == REAL) & (rest == 8) | (rest < 0)
+    number = np.zeros(len(kind), dtype=np.int64)
     whole = np.flatnonzero((kind == INTEGER) | (kind == FLAG))
-    plain[whole] = long_varints(buffer, payload[whole])[1] == rest[whole]
+    value, length = long_varints(buffer, payload[whole])
+    number[whole] = value.astype(np.int64)
+    plain[whole] = length == rest[whole]
     last = end.copy()
     others = np.flatnonzero(~plain)
     if others.size:
         _read_others(buffer, others, kind, payload, last)
-    return _valued(buffer, kind, payload, last)
+        whole = others[(kind[others] == INTEGER) | (kind[others] == FLAG)]
+        number[whole] = long_varints(buffer, payload[whole])[0].astype(np.int64)
+    flags = np.flatnonzero(kind == FLAG)
+    number[flags] = number[flags] != 0
+    real = np.zeros(len(kind), dtype=np.float64)
+    reals = np.flatnonzero(kind == REAL)
+    real[reals] = buffer.words[payload[reals]].view(np.float64)
+    return Values(kind, number, real, payload, last)
 
 
 def _read_others(buffer: Buffer, rows: Ints, kind: Ints, start: Ints, end: Ints) -> None:
@@ -70,15 +80,3 @@ def _read_others(buffer: Buffer, rows: Ints, kind: Ints, start: Ints, end: Ints)
     owner = rows[listed.message[known]]
     kind[owner] = _KIND_OF[listed.tag[known]]
     start[owner], end[owner] = listed.start[known], listed.end[known]
-
-
-def _valued(buffer: Buffer, kind: Ints, start: Ints, end: Ints) -> Values:
-    number = np.zeros(len(kind), dtype=np.int64)
-    real = np.zeros(len(kind), dtype=np.float64)
-    whole = np.flatnonzero((kind == INTEGER) | (kind == FLAG))
-    number[whole] = long_varints(buffer, start[whole])[0].astype(np.int64)
-    flags = np.flatnonzero(kind == FLAG)
-    number[flags] = number[flags] != 0
-    reals = np.flatnonzero(kind == REAL)
-    real[reals] = buffer.words[start[reals]].view(np.float64)
-    return Values(kind, number, real, start, end)

@@ -12,9 +12,8 @@ its values.
   bytes         h = mix(seed ^ length); then for each little-endian word, the last one padded with zeros:
                 h ^= word; h = (h ^ h >> 32) * factor. Of more than 256 bytes: the words of their 16-byte
                 BLAKE2b digest, with the length of the whole
-  value         mix(bytes ^ kind) of text. Of numbers and flags their word (a double's bits), of nothing 0,
-                instead of `bytes`. Arrays, maps and byte strings: their deterministic protobuf encoding
-  attributes    sum of mix(bytes(key) + mix(value ^ 0x61)) over all pairs: their order does not matter
+  value         the bytes of its deterministic protobuf encoding
+  attributes    sum of mix(bytes(key) ^ bytes(value) * factor) over all pairs: their order does not matter
   record        h = mix(seed ^ 1) of spans, mix(seed ^ 2) of logs; then h = mix(h ^ part) for each part
 
 Everything is done twice, with a seed and a factor for each half. It is not a cryptographic hash: who can
@@ -32,9 +31,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from .anyvalue import FLAG, INTEGER, NONE, OTHER, REAL, TEXT, Values, read_values
+from .anyvalue import FLAG, INTEGER, NONE, REAL, TEXT
 from .otlp_columns import Attributes, Columns
-from .scan import Buffer, Ints, Words
+from .scan import Buffer, Ints, Mask, Words
 from .texts import UNKNOWN, Vocabulary
 
 SEEDS: Final = (np.uint64(0x746F6C6C626F6F6B), np.uint64(0x9E3779B97F4A7C15))
@@ -43,7 +42,6 @@ _LONG = 256
 _U = np.uint64
 _M1, _M2 = FACTORS
 _LOW_BYTES: Final = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], dtype=np.uint64)
-_KIND_NAMES: Final = {NONE: 0, TEXT: 1, FLAG: 2, INTEGER: 3, REAL: 4, OTHER: 5}  # as hashed; fixed for ever
 
 
 def mix(x: Words) -> Words:
@@ -147,24 +145,35 @@ def _turned(state: Words, word: Words, factor: np.uint64) -> Words:
 
 
 def _hash_values(buffer: Buffer, start: Ints, end: Ints) -> tuple[Words, Words]:
-    """Hashes AnyValue messages."""
-    values = read_values(buffer, start, end)
-    word = np.where(values.kind == REAL, values.real.view(np.uint64), values.number.astype(np.uint64))
-    high, low = word.copy(), word
-    text = np.flatnonzero(values.kind == TEXT)
-    high[text], low[text] = _hash_slices(buffer, values.start[text], values.end[text])
-    other = np.flatnonzero(values.kind == OTHER)
+    """Hashes AnyValue messages by their deterministic encoding."""
+    high, low = _hash_slices(buffer, start, end)
+    other = np.flatnonzero(~_is_deterministic(buffer, start, end))
     if other.size:
-        high[other], low[other] = _hash_encoded(
-            _deterministic(buffer.cut(a, b)) for a, b in _pairs(start[other], end[other])
-        )
-    kind = _named_kinds(values)
-    return mix(high ^ kind), mix(low ^ kind)
+        cuts = (buffer.cut(a, b) for a, b in _pairs(start[other], end[other]))
+        high[other], low[other] = _hash_encoded(_deterministic(cut) for cut in cuts)
+    return high, low
 
 
-def _named_kinds(values: Values) -> Words:
-    names = np.array([_KIND_NAMES[kind] for kind in range(len(_KIND_NAMES))], dtype=np.uint64)
-    return names[values.kind]
+def _is_deterministic(buffer: Buffer, start: Ints, end: Ints) -> Mask:
+    """Messages that can only be written as they are: nothing, short text, flags, doubles, common integers."""
+    word, size = buffer.words[start], end - start
+    tag = (word & _U(0xFF)).astype(np.int64)
+    second = ((word >> _U(8)) & _U(0xFF)).astype(np.int64)
+    continued = _CONTINUED[np.clip(size - 2, 0, 7)]
+    stops = ((word >> _U(8)) & _CONTINUED[7]) == continued
+    last = buffer.raw[np.maximum(end - 1, 0)]
+    integer = (size >= 2) & (size <= 8) & stops & ((last > 0) | (size == 2))
+    kind = np.where(tag < 64, _SIMPLE[tag & 63], NONE)
+    fits: Mask = (kind == TEXT) & (second < 0x80) & (second == size - 2)
+    fits |= (kind == FLAG) & (size == 2) & (second < 2)
+    fits |= (kind == INTEGER) & integer | (kind == REAL) & (size == 9) | (size == 0)
+    return fits
+
+
+# By tag (field number << 3 | wire type); and seven varint bytes of which the first n go on.
+_SIMPLE: Final = np.zeros(64, dtype=np.int64)
+_SIMPLE[[1 << 3 | 2, 2 << 3, 3 << 3, 4 << 3 | 1]] = (TEXT, FLAG, INTEGER, REAL)
+_CONTINUED: Final = np.array([sum(0x80 << 8 * k for k in range(n)) for n in range(8)], dtype=np.uint64)
 
 
 def _hash_encoded(texts: Iterable[bytes]) -> tuple[Words, Words]:
@@ -198,8 +207,8 @@ def _hash_attributes(
     values = _hash_values(buffer, attributes.start[rows], attributes.end[rows])
     first, last = (np.searchsorted(attributes.owner[rows], owners, side=side) for side in ("left", "right"))
     sums = []
-    for key, value in zip(keys, values, strict=True):
-        total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mix(key + mix(value ^ _U(0x61))))])
+    for key, value, factor in zip(keys, values, FACTORS, strict=True):
+        total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mix(key ^ value * factor))])
         sums.append(total[last] - total[first])
     return sums[0], sums[1]
 
