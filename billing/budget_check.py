@@ -136,8 +136,7 @@ def figures(
 
 
 def _retry_at(standing: Standing, amount: Decimal, allowance: Decimal) -> datetime | None:
-    if amount > allowance:
-        return None
+    """When enough has left for this to fit; None when it would not fit an empty period either."""
     would_be = EXACT.add(standing.spend.amount, amount)
     return standing.spend.freed_at(EXACT.subtract(would_be, allowance))
 

@@ -154,14 +154,12 @@ def _next_day(kind: Kind, first: date) -> date:
 
 
 def _first_instant(zone: tzinfo, day: date) -> datetime:
-    """The first instant (UTC) whose local date is `day`, or a later one where the calendar skipped that
-    day.
+    """The first instant (UTC) whose local date is `day`, or a later one where the calendar skipped that day.
+
+    Midnight that comes twice is the first of the two. Midnight that is skipped reads as the instant of
+    the change, for no zone has skipped it since 1970 by a change that did not begin at midnight.
     """
-    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    earlier, later = midnight.astimezone(UTC), midnight.replace(fold=1).astimezone(UTC)
-    if earlier <= later:  # once, or twice: then the first counts
-        return earlier
-    return _change(zone, later, earlier)  # skipped: the offsets before and after it enclose the change
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
 
 
 def _change(zone: tzinfo, low: datetime, high: datetime) -> datetime:

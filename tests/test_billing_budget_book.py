@@ -602,6 +602,17 @@ def test_recorded_spend_tells_each_threshold_once_a_period() -> None:
     assert [each.decision for each in told] == ["notify"]
 
 
+def test_a_new_limit_does_not_repeat_what_was_told() -> None:
+    def of(limit: str) -> Budget:
+        return budget("b", limit=limit, thresholds=LADDER)
+
+    book = book_of(entry(of("1"), 1))
+    assert len(book.apply_delta(delta(1, changes=[spent(of("1"), "0.7")]))) == 1
+    assert book.apply_delta(delta(2, defined=[entry(of("1.2"), 1001, "0.7")])) == []
+    told = book.apply_delta(delta(3, defined=[entry(of("0.8"), 1002, "0.7")]))
+    assert [each.budgets[0].threshold for each in told] == ["0.8"]
+
+
 # --- cost -------------------------------------------------------------------------------------------------
 
 

@@ -381,6 +381,18 @@ def test_a_new_budget_counts_the_calls_of_its_period(con: duckdb.DuckDBPyConnect
     )
 
 
+def test_a_new_rolling_budget_counts_from_the_first_minute_of_its_window(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    house = House(con)
+    edges = {"in": timedelta(hours=5), "out": timedelta(hours=5, microseconds=1), "now": timedelta(0)}
+    house.commit(written=[call(call_id, NOW - ago) for call_id, ago in edges.items()])
+    house.define(budget("b", period="rolling:5h"))
+    assert house.spent("b") == ("0.5", 0)
+    assert house.spent("b", NOW + timedelta(seconds=59)) == ("0.5", 0)
+    assert house.spent("b", NOW + timedelta(seconds=60)) == ("0.25", 0)
+
+
 def test_calls_of_the_commit_that_defines_a_budget_count_once(con: duckdb.DuckDBPyConnection) -> None:
     house = House(con)
     house.commit(encode_control("put", budget=budget("b")), written=[call("c1")])
