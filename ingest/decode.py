@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from .dialect import Dialects, default_dialects
 from .observation import LINKS, REJECTS
-from .otlp_columns import LOG, METRIC, SIGNALS, SPAN, Columns, Records, read_columns
+from .otlp_columns import LOG, METRIC, SIGNALS, SPAN, Columns, CrowdedBody, Records, read_columns
 from .otlp_json import transcode
 from .scan import Ints, Mask
 from .segment import Kind
@@ -131,7 +131,12 @@ def _bodies(frames: Sequence[_Frame], rejects: _Rejects) -> list[_Body]:
 def _columns(bodies: list[_Body], dialects: Dialects, rejects: _Rejects) -> tuple[Columns, list[_Body]]:
     """Scans; bodies found odd are normalised (or rejected) and all are scanned again."""
     while True:
-        columns = read_columns([b.data for b in bodies], [b.signal for b in bodies], dialects.vocabulary)
+        try:
+            columns = read_columns([b.data for b in bodies], [b.signal for b in bodies], dialects.vocabulary)
+        except CrowdedBody as crowded:
+            rejects.add(bodies[crowded.body], "body has too many fields")
+            bodies = bodies[: crowded.body] + bodies[crowded.body + 1 :]
+            continue
         if not columns.odd.any():
             return columns, bodies
         bodies = _normalised(bodies, set(np.flatnonzero(columns.odd).tolist()), rejects)

@@ -18,7 +18,19 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from .scan import FIXED64, LENGTH, VARINT, Buffer, Fields, Ints, Mask, Words, fields, long_varints
+from .scan import (
+    FIXED64,
+    LENGTH,
+    VARINT,
+    Buffer,
+    Fields,
+    Ints,
+    Mask,
+    TooManyFields,
+    Words,
+    fields,
+    long_varints,
+)
 from .texts import Vocabulary
 
 SPAN, LOG, METRIC = 0, 1, 2
@@ -26,6 +38,14 @@ SIGNALS: Final = ("span", "log", "metric")
 
 _ATTRIBUTES_OF: Final = {SPAN: 9, LOG: 6, METRIC: 0}  # a metric's attributes are those of its points
 _Part = TypeVar("_Part", "Attributes", "Records")
+
+
+class CrowdedBody(Exception):
+    """A batch has more fields than memory is meant for; `body`: the index of the body that has the most."""
+
+    def __init__(self, body: int) -> None:
+        super().__init__()
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +175,11 @@ class _Reader:
         )
 
     def _walk(self, messages: _Messages) -> Fields:
-        listed = fields(self.buffer, messages.start, messages.end)
+        try:
+            listed = fields(self.buffer, messages.start, messages.end)
+        except TooManyFields as found:
+            per_body = np.bincount(messages.body, weights=found.counts, minlength=len(self.odd))
+            raise CrowdedBody(int(np.argmax(per_body))) from found
         self.odd[messages.body[listed.odd]] = True
         return listed
 

@@ -14,6 +14,7 @@ Positions are int64 byte offsets into the buffer; all words are little-endian, a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -29,16 +30,21 @@ Reals: TypeAlias = npt.NDArray[np.float64]
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
-PADDING = (
-    64  # zero bytes after the data, so that an 8-byte word can be read at (and a little after) every position
-)
-LOCKSTEP_FROM = (
-    64  # below so many unfinished messages, a plain loop is cheaper than a numpy pass (about 25 us)
-)
+PADDING = 64  # zero bytes after the data: an 8-byte word can be read at every position, and a little after
+LOCKSTEP_FROM = 64  # of fewer unfinished messages, a plain loop is cheaper than a numpy pass (about 25 us)
+MAX_FIELDS = 4_000_000  # of all messages of a level; a field can be two bytes, and costs 90 in memory
 
 _U = np.uint64
 _CONTINUES = _U(0x8080808080808080)
 _GROUPS7 = _U(0x7F7F7F7F7F7F7F7F)
+
+
+class TooManyFields(Exception):
+    """A level has more than MAX_FIELDS; `counts` int64[n]: how many of each message were seen."""
+
+    def __init__(self, counts: Ints) -> None:
+        super().__init__()
+        self.counts = counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +167,7 @@ class _Walk:
         self.buffer, self.end, self.odd = buffer, end, odd
         self.passes: list[tuple[Ints, Ints, Ints, Ints]] = []
         self.tails: list[tuple[int, Sequence[int], Sequence[int], Sequence[int]]] = []
+        self.left = MAX_FIELDS
 
     def step(self, active: Ints, at: Ints) -> tuple[Ints, Ints]:
         """Reads a field of each active message at its place; returns those with more to read, and where."""
@@ -179,6 +186,7 @@ class _Walk:
             good = ~bad
             active, tag, begin, after, limit = active[good], tag[good], begin[good], after[good], limit[good]
         self.passes.append((active, tag, begin, after))
+        self._spend(len(active))
         more = after < limit
         return (active, after) if more.all() else (active[more], after[more])
 
@@ -205,28 +213,38 @@ class _Walk:
         500 fields).
         """
         for message, position in zip(active.tolist(), at.tolist(), strict=True):
-            tags, begins, ends, odd = _follow(self.buffer.data, position, int(self.end[message]))
+            end = int(self.end[message])
+            tags, begins, ends, odd = _follow(self.buffer.data, position, end, most=self.left + 1)
             self.tails.append((message, tags, begins, ends))
             self.odd[message] |= odd
+            self._spend(len(tags))
+
+    def _spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise TooManyFields(self._counts())
+
+    def _counts(self) -> Ints:
+        count = np.zeros(len(self.end), dtype=np.int64)
+        for active, *_ in self.passes:
+            count[active] += 1
+        for message, tags, *_ in self.tails:
+            count[message] += len(tags)
+        return count
 
     def fields(self) -> Fields:
-        count = np.zeros(len(self.end) + 1, dtype=np.int64)
-        for active, *_ in self.passes:
-            count[active + 1] += 1
-        before = count[1:].copy()
-        for message, tags, *_ in self.tails:
-            count[message + 1] += len(tags)
-        first = np.cumsum(count)
+        count = self._counts()
+        first = np.concatenate([[0], np.cumsum(count)])
         tag, begin, end = (np.empty(first[-1], dtype=np.int64) for _ in range(3))
         for k, (active, *parts) in enumerate(self.passes):
             row = first[active] + k
             for column, part in zip((tag, begin, end), parts, strict=True):
                 column[row] = part
         for message, *lists in self.tails:
-            rows = slice(first[message] + before[message], first[message + 1])
+            rows = slice(first[message + 1] - len(lists[0]), first[message + 1])
             for column, values in zip((tag, begin, end), lists, strict=True):
                 column[rows] = values
-        owner = np.repeat(np.arange(len(self.end)), count[1:])
+        owner = np.repeat(np.arange(len(self.end)), count)
         order = np.argsort(tag.astype(np.uint16), kind="stable")  # tags have 14 bits
         bounds = np.concatenate([[0], np.cumsum(np.bincount(tag))])
         return Fields(
@@ -241,14 +259,14 @@ class _Walk:
         )
 
 
-def _follow(data: bytes, at: int, end: int) -> tuple[list[int], list[int], list[int], bool]:
-    """The fields of one message: tags, payload starts, payload ends, and whether it could not be
-    followed to its end.
+def _follow(
+    data: bytes, at: int, end: int, *, most: int
+) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool]:
+    """The fields of one message (`most` at most): tags, payload starts, payload ends, and whether it could
+    not be followed to its end.
     """
-    tags: list[int] = []
-    begins: list[int] = []
-    ends: list[int] = []
-    while at < end:
+    tags, begins, ends = array("q"), array("q"), array("q")
+    while at < end and len(tags) < most:
         tag = data[at]
         at += 1
         if tag >= 0x80:

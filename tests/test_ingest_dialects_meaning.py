@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 import ingest.decode as decode_module
+from ingest import scan
 from ingest.decode import decode
 from ingest.dialect import DialectError, load_dialects
 from ingest.observation import LINKS, OBSERVATIONS, REJECTS, UNRECOGNISED
@@ -359,6 +360,22 @@ def test_a_hundred_thousand_spans_and_attributes_take_bounded_time() -> None:
     assert found.links.height == 20_001 - 1 + 1
     (row,) = found.observations.to_dicts()
     assert len(row["labels"]) == 32
+
+
+@pytest.mark.parametrize("holders", [1, 200])
+def test_millions_of_empty_fields_are_refused_alone(monkeypatch: pytest.MonkeyPatch, holders: int) -> None:
+    """Two bytes a field on the wire are ninety in memory; in one message or many."""
+    monkeypatch.setattr(scan, "MAX_FIELDS", 40_000)
+    crowded = frame(Kind.TRACES_PROTO, nested(60_000 // holders) * holders, offset=7)
+    found = observed(span_frame(chat()), crowded, span_frame(chat(), chat()))
+    assert found.observations.height == 3
+    assert found.rejects.select("journal_offset", "reason").rows() == [(7, "body has too many fields")]
+
+
+def nested(count: int) -> bytes:
+    """A resource holder with many empty scope holders."""
+    size = 2 * count
+    return bytes([0x0A, size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + b"\x12\x00" * count
 
 
 def test_garbage_beside_good_requests_costs_only_itself() -> None:
