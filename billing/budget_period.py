@@ -134,9 +134,7 @@ def _hour(zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
 def _days(kind: Kind, zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
     first = _first_day(kind, at.astimezone(zone).date())
     start, end = _first_instant(zone, first), _first_instant(zone, _next_day(kind, first))
-    if (
-        at >= end
-    ):  # a clock set back across midnight shows the old date again: the new day has begun all the same
+    if at >= end:  # set back across midnight, the clock shows the old date again; the new day has begun
         return end, _first_instant(zone, _next_day(kind, _next_day(kind, first)))
     return start, end
 
