@@ -137,7 +137,15 @@ def _cell(plan: Run, house: Tollbook, name: str, load: Load) -> None:
     _keep(plan, name, result, load, cpu_us=1e6 * used["front"] / max(1, result.tally.acknowledged))
 
 
-def _keep(plan: Run, name: str, result: Result, load: Load, *, cpu_us: float | None = None) -> None:
+def _keep(
+    plan: Run,
+    name: str,
+    result: Result,
+    load: Load,
+    *,
+    cpu_us: float | None = None,
+    received: float | None = None,
+) -> None:
     if result.tally.refused or result.tally.unanswered:
         raise BenchError(
             f"{result.tally.refused + result.tally.unanswered} checks were not answered with 200"
@@ -153,6 +161,7 @@ def _keep(plan: Run, name: str, result: Result, load: Load, *, cpu_us: float | N
             "max ms": result.max_ms,
             "front CPU us/check": cpu_us,
             "client CPU": result.busy,
+            "spans/s received": received,
         },
     )
 
@@ -166,8 +175,7 @@ def _while_receiving(plan: Run) -> None:
             load = replace(_load(plan, house, CONNECTIONS[-1]), rate=rate)
             with _receiving(house, spans_per_s, seconds=load.seconds + EXTRA_INGEST_S) as came:
                 result = run(load)
-            got = came[0].spans_per_s
-            _keep(plan, f"{FEW} budgets, receiving {got:,.0f} spans/s", result, load)
+            _keep(plan, f"{FEW} budgets, receiving", result, load, received=came[0].spans_per_s)
 
 
 @contextmanager
