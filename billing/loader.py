@@ -34,8 +34,14 @@ FAULTS = (
     duckdb.ConnectionException,
     MemoryError,
     OSError,
+    NameError,
+    AttributeError,
+    ImportError,
 )
-"""What is wrong with the machine, not with a record: to be tried again, never to be rejected."""
+"""What is wrong with the machine or with tollbook, not with a record: to be raised, never to be rejected.
+
+A mistake of ours would otherwise send every acknowledged record to `rejects`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
