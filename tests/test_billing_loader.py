@@ -1,4 +1,4 @@
-"""A record that cannot be loaded goes to `rejects` alone; a fault that is not the record's rejects nothing."""
+"""A record that cannot be loaded goes to `rejects` alone; a fault that is not its own rejects nothing."""
 
 from __future__ import annotations
 
