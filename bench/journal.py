@@ -22,7 +22,7 @@ import uvloop
 
 from bench.otlp_load import percentile_ms
 from bench.peers import PeerMissing, Process, free_port
-from bench.plan import Figures, Run
+from bench.plan import Figures, Run, middle
 from ingest.journal import Journal, Kind
 
 PART: Final = "journal, durable appends"
@@ -37,12 +37,16 @@ def measure(plan: Run) -> None:
     for size in SIZES:
         for clients in CLIENTS:
             number = min(plan.lengths.appends, MAX_BYTES // size) // (8 if clients == 1 else 1)
-            labels = {"bytes": str(size), "clients": str(clients)}
-            with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
-                figures = uvloop.run(_append(Path(folder), size, clients=clients, number=number))
-            plan.keep(PART, {"system": "journal", **labels}, figures)
-            if theirs := _redis(plan, size, clients=clients, number=number):
-                plan.keep(PART, {"system": "redis, AOF always", **labels}, theirs)
+            ours, theirs = list[Figures](), list[Figures]()
+            for _ in range(plan.lengths.rounds):
+                with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
+                    ours.append(uvloop.run(_append(Path(folder), size, clients=clients, number=number)))
+                if figures := _redis(plan, size, clients=clients, number=number):
+                    theirs.append(figures)
+            for system, rounds in (("journal", ours), ("redis, AOF always", theirs)):
+                if rounds:
+                    labels = {"system": system, "bytes": str(size), "clients": str(clients)}
+                    plan.keep(PART, labels, middle(rounds))
 
 
 async def _append(folder: Path, size: int, *, clients: int, number: int) -> Figures:
