@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from catalog.compile import load_prices
 from catalog.explain import explain_call
-from catalog.prices import PriceFinder
+from catalog.finder import PriceFinder
+from catalog.load import load_table
 from catalog.provider_book import Book, load_book
 from catalog.rate import Rater
 from catalog.resolve import Evidence, Resolution, Resolver
@@ -65,13 +65,22 @@ class Catalog:
         )
 
     @classmethod
-    def load(cls, cache_dir: Path | None = None, *, assume_unknown_access: bool = True) -> Catalog:
+    def load(
+        cls,
+        cache_dir: Path | None = None,
+        *,
+        overlay: Path | None = None,
+        assume_unknown_access: bool = True,
+    ) -> Catalog:
         """Load the reviewed data and the compiled prices (compiled into `cache_dir` when absent).
 
+        `overlay` is the operator's price file, or a folder of them; its rows beat ours and the source's.
         `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed');
         otherwise their billed cost stays NULL. Raises CatalogError with what to do.
         """
-        return cls(load_prices(cache_dir), load_book(), assume_unknown_access=assume_unknown_access)
+        book = load_book()
+        table = load_table(cache_dir, book, overlay=overlay)
+        return cls(table, book, assume_unknown_access=assume_unknown_access)
 
     def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence,

@@ -2,6 +2,7 @@
 
     CatalogError
     ├── ProviderDataError   a reviewed TOML file is wrong: names file, key and what is allowed
+    ├── PriceFileError      a price file (shipped or the operator's) is wrong: names file and line
     └── PriceDataError      the price source could not be compiled or its cache not written
 
 Data that is merely unknown (a model without a price) is never an error: it is NULL with a reason.
@@ -22,6 +23,12 @@ class ProviderDataError(CatalogError):
     """A reviewed data file does not validate; the message lists every place and what to do there."""
 
     code = "catalog_data_invalid"
+
+
+class PriceFileError(CatalogError):
+    """A price file does not validate or names what is not there; the message lists every file and line."""
+
+    code = "catalog_price_file_invalid"
 
 
 class PriceDataError(CatalogError):

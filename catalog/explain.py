@@ -12,10 +12,10 @@ from decimal import Decimal
 from typing import Any
 
 from catalog.arithmetic import Line, UnpricedPart, cost, lines, parts_of_call
-from catalog.prices import PriceFinder, Target
+from catalog.finder import PriceFinder, Target
 from catalog.table import PARTS, STANDARD, PriceModel, PriceRow, price_decimal
 
-__all__ = ["explain_call", "mode_of_call"]
+__all__ = ["explain_call", "mode_of_call", "said_by_call"]
 
 _TIERS = frozenset({"flex", "priority", "fast"})
 
@@ -29,7 +29,8 @@ def explain_call(
     """
     target = finder.find(call.get("provider"), call.get("served_model"), call.get("model"))
     about = {"catalog_version": version, "price_source": source, "estimated": target.estimated}
-    charged, row, reason = _charge(call, target)
+    said = target.said | said_by_call(call)
+    charged, row, reason = _charge(call, target, said)
     total = cost(charged) if row and not reason else None
     shown = [_shown(line) for line in charged]
     if total is not None and (rest := total - sum((line.usd for line in charged), Decimal(0))):
@@ -37,9 +38,24 @@ def explain_call(
     return about | {
         "list_cost_usd": None if total is None else f"{total:f}",
         "reason": reason,
-        "price_row": _row(row, target.model, mode_of_call(call)) if row and target.model else None,
+        "price_row": _row(row, target.model, mode_of_call(call), said) if row and target.model else None,
+        "multiplier": _multiplier(target.model, said),
         "lines": shown,
     }
+
+
+def said_by_call(call: Mapping[str, Any]) -> dict[str, str]:
+    """Give what a call says besides its mode: where inference had to run."""
+    geo = call.get("inference_geo") or call.get("region")
+    return {"inference_geo": geo} if isinstance(geo, str) and geo else {}
+
+
+def _multiplier(model: PriceModel | None, said: Mapping[str, str]) -> dict[str, str] | None:
+    """Give the factor that is in the row's prices, and what of the call brought it."""
+    found = model.variant(said) if model else None
+    if found is None:
+        return None
+    return {"name": found.name, "factor": f"{found.factor:f}", "because": f"{found.key}={said[found.key]}"}
 
 
 def mode_of_call(call: Mapping[str, Any]) -> str:
@@ -52,7 +68,9 @@ def mode_of_call(call: Mapping[str, Any]) -> str:
     return tier if tier in _TIERS else STANDARD
 
 
-def _charge(call: Mapping[str, Any], target: Target) -> tuple[list[Line], PriceRow | None, str]:
+def _charge(
+    call: Mapping[str, Any], target: Target, said: Mapping[str, str]
+) -> tuple[list[Line], PriceRow | None, str]:
     at = call.get("started_at")
     if target.model is None or not isinstance(at, datetime):
         return [], None, target.reason or "start unknown"
@@ -60,7 +78,7 @@ def _charge(call: Mapping[str, Any], target: Target) -> tuple[list[Line], PriceR
         return [], None, "input or output tokens are not told"
     parts = parts_of_call(call)
     size = sum(parts[p] for p in PARTS if p in parts and p not in ("output", "audio_output", "web_search"))
-    row = target.model.row(mode_of_call(call), at, size)
+    row = target.model.row(mode_of_call(call), at, size, said=said)
     try:
         return lines(row, parts), row, ""
     except UnpricedPart as part:
@@ -76,8 +94,8 @@ def _shown(line: Line) -> dict[str, str]:
     }
 
 
-def _row(row: PriceRow, model: PriceModel, asked: str) -> dict[str, Any]:
-    mode = model.mode(asked)
+def _row(row: PriceRow, model: PriceModel, asked: str, said: Mapping[str, str]) -> dict[str, Any]:
+    mode = model.mode(asked, said)
     return {
         "price_id": row.price_id(model.name, mode),
         "price_list": model.provider,
@@ -85,9 +103,17 @@ def _row(row: PriceRow, model: PriceModel, asked: str) -> dict[str, Any]:
         "mode": mode,
         "valid_from": row.valid_from.isoformat().replace("+00:00", "Z"),
         "over_tokens": row.over_tokens,
+        "layer": _layer(row.origin),
+        "days": row.days.name if row.days else None,
+        "from_time": f"{row.period_from_s // 3600:02d}:{row.period_from_s % 3600 // 60:02d}",
         "usd_per_million": {
             part: f"{price_decimal(price):f}"
             for part, price in zip(PARTS, row.prices, strict=True)
             if price is not None
         },
     }
+
+
+def _layer(origin: str) -> str:
+    """Say whose row it is: the price source's, ours, the operator's, or another model's by redirect."""
+    return f"billed as {origin[1:]}" if origin.startswith("=") else origin.removeprefix("#") or "source"

@@ -13,8 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from catalog.arithmetic import Line, UnpricedPart, cost, lines
-from catalog.compile import load_prices
-from catalog.prices import PriceFinder
+from catalog.finder import PriceFinder
+from catalog.load import load_table
 from catalog.provider_book import load_book
 from catalog.resolve import Evidence, Resolution, Resolver
 from catalog.table import STANDARD
@@ -69,11 +69,12 @@ class Quotes:
         self.version = version
 
     @classmethod
-    def load(cls, cache_dir: Path | None = None) -> Quotes:
+    def load(cls, cache_dir: Path | None = None, *, overlay: Path | None = None) -> Quotes:
         """Load the reviewed data and the compiled prices; with a directory, compiling is left to a child
-        process.
+        process. `overlay` is the operator's price file.
         """
-        table, book = load_prices(cache_dir), load_book()
+        book = load_book()
+        table = load_table(cache_dir, book, overlay=overlay)
         resolver = Resolver(book)
         return cls(resolver, PriceFinder(book, table, resolver), catalog_version(table, book))
 
@@ -85,10 +86,12 @@ class Quotes:
         at: datetime,
         usage: Mapping[str, int],
         mode: str = STANDARD,
+        said: Mapping[str, str] | None = None,
     ) -> Quote:
         """Price `usage` (disjoint buckets, see USAGE_PARTS) of `model` at an instant (aware).
 
-        `mode` is standard, batch, flex, priority or fast. Raises ValueError for an unknown bucket or a
+        `mode` is standard, batch, flex, priority or fast; `said` is what else a multiplier may ask for
+        (`inference_geo`, ...). Raises ValueError for an unknown bucket or a
         negative count, for those are the asker's mistakes.
         """
         parts = _parts(usage)
@@ -98,7 +101,9 @@ class Quotes:
         target = self._finder.find(answer.provider, answer.served_model, answer.model)
         if target.model is None:
             return Quote(None, target.reason, answer)
-        row = target.model.row(mode, at, sum(parts.get(part, 0) for part in _INPUT_PARTS))
+        told = {**target.said, **(said or {})}
+        size = sum(parts.get(part, 0) for part in _INPUT_PARTS)
+        row = target.model.row(mode, at, size, said=told)
         try:
             charged = lines(row, parts)
         except UnpricedPart as part:
@@ -109,7 +114,7 @@ class Quotes:
             "" if total is not None else "more than a call can cost",
             answer,
             estimated=target.estimated,
-            price_id=row.price_id(target.model.name, target.model.mode(mode)),
+            price_id=row.price_id(target.model.name, target.model.mode(mode, told)),
             lines=tuple(charged),
         )
 

@@ -1,10 +1,10 @@
 """Prices calls in bulk: joins on integers, exact decimals, the money table of the design.
 
 Each call finds its price row by three as-of steps: the newest date at or before its start, the period of
-the day, the highest tier strictly below its inclusive input. One search over sorted integer keys does each
-step for a whole batch. Costs are sums of tokens x DECIMAL prices, divided by a million and rounded once,
-half-even, to 1e-12. No float is ever made. What is not told is never taken for zero dollars: the status
-says what is missing.
+the day (of an ordinary day or of a calendar's), the highest tier strictly below its inclusive input. One
+search over sorted integer keys does each step for a whole batch. Costs are sums of tokens x DECIMAL prices,
+divided by a million and rounded once, half-even, to 1e-12. No float is ever made. What is not told is never
+taken for zero dollars: the status says what is missing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from decimal import Decimal
 
 import polars as pl
 
-from catalog.prices import PriceFinder
-from catalog.table import DAY_S, PARTS, STANDARD, UNIT, PriceModel, PriceTable, with_fallbacks
+from catalog.finder import PriceFinder
+from catalog.table import DAY_S, PARTS, STANDARD, UNIT, Days, PriceModel, PriceTable, with_fallbacks
 
 __all__ = ["MAX_TOKENS", "MONEY", "Rater"]
 
@@ -58,6 +58,8 @@ _COLUMNS: dict[str, pl.DataType] = {
     "batch": pl.Boolean(),
     "status": pl.String(),
     "operation": pl.String(),
+    "region": pl.String(),
+    "inference_geo": pl.String(),
 }
 """What pricing reads; a column that is absent counts as not told."""
 
@@ -68,6 +70,9 @@ class _Index:
 
     slots: pl.DataFrame
     dated: pl.Series
+    calendars: pl.Series
+    """Of each date, which of `days` its calendar is (from 1; 0: none)."""
+    days: tuple[Days, ...]
     periods: pl.Series
     tiers: pl.Series
     rows: pl.DataFrame
@@ -116,19 +121,24 @@ class Rater:
         """Put beside each call its price row (`price_id`, one column per part; NULL without a price) and
         `estimated`.
         """
-        targets = told.select(_KEY).unique()
-        found = [self._finder.find(*key) for key in targets.iter_rows()]
-        targets = targets.with_columns(
-            pl.Series(
-                "target", [self._models[id(t.model)] if t.model else None for t in found], dtype=pl.Int32
-            ),
-            pl.Series("estimated", [t.estimated for t in found], dtype=pl.Boolean),
-        )
-        told = told.with_columns(_mode()).join(
-            targets, on=_KEY, how="left", nulls_equal=True, maintain_order="left"
-        )
+        told = told.with_columns(pl.coalesce("inference_geo", "region").alias("geo"))
+        targets = self._targets(told.select(*_KEY, "geo").unique())
+        told = told.join(targets, on=[*_KEY, "geo"], how="left", nulls_equal=True, maintain_order="left")
+        told = told.with_columns(pl.concat_str(_mode(), pl.col("variant")).alias("mode"))
         told = told.join(self._index.slots, on=["target", "mode"], how="left", maintain_order="left")
         return told.hstack(self._row_of(told))
+
+    def _targets(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """Find the price model of each distinct target, and the variant that what is said brings with it."""
+        found: list[tuple[int | None, bool, str]] = []
+        for *key, geo in wanted.iter_rows():
+            target = self._finder.find(*key)
+            said = target.said | ({"inference_geo": geo} if geo else {})
+            variant = target.model.variant(said) if target.model else None
+            number = self._models[id(target.model)] if target.model else None
+            found.append((number, target.estimated, f"*{variant.name}" if variant else ""))
+        told = {"target": pl.Int32, "estimated": pl.Boolean, "variant": pl.String}
+        return wanted.hstack(pl.DataFrame(found, schema=told, orient="row"))
 
     def _row_of(self, told: pl.DataFrame) -> pl.DataFrame:
         """Find the price row of each call: date, then period of the day, then tier."""
@@ -136,17 +146,31 @@ class Rater:
         over = (told.select(_inclusive_input()).to_series() - 1).clip(0).fill_null(0)
         slot = told["slot"]
         dated = _last_at_or_below(self._index.dated, slot.fill_null(0) * _SECONDS + at_s)
-        period = _last_at_or_below(self._index.periods, dated * DAY_S + at_s % DAY_S)
+        day_key = (dated * 2 + self._special(dated, at_s // DAY_S)) * DAY_S
+        period = _last_at_or_below(self._index.periods, day_key + at_s % DAY_S)
         row = _last_at_or_below(self._index.tiers, period * _TOKENS + over)
         known = slot.is_not_null() & told["started_at"].is_not_null()
         known_rows = pl.select(pl.when(known).then(row)).to_series()
         return self._index.rows.select(pl.all().gather(known_rows))
+
+    def _special(self, dated: pl.Series, day: pl.Series) -> pl.Series:
+        """Say (0 or 1) whether each call's day is one of the calendar that its dated prices follow."""
+        calendar = self._index.calendars.gather(dated.clip(0))
+        special = pl.zeros(len(day), pl.Int64, eager=True)
+        for number, days in enumerate(self._index.days, start=1):
+            if not (calendar == number).any():
+                continue
+            working = ((day + 3) % 7).is_in(list(days.weekdays)) & ~day.is_in(list(days.holidays))
+            special += ((calendar == number) & working).cast(pl.Int64)
+        return special
 
 
 def _index(models: tuple[PriceModel, ...]) -> _Index:
     """Lay the table out for as-of search: slot (model, mode) -> dates -> periods -> tiers -> price row."""
     slots: list[tuple[int, str]] = []
     dated: list[int] = []
+    calendars: list[int] = []
+    days: list[Days] = []
     periods: list[int] = []
     tiers: list[int] = []
     rows: list[tuple[int | str | bool | None, ...]] = []
@@ -157,7 +181,11 @@ def _index(models: tuple[PriceModel, ...]) -> _Index:
                 date_key = (len(slots) - 1) * _SECONDS + row.valid_from_s
                 if not dated or dated[-1] != date_key:
                     dated.append(date_key)
-                period_key = (len(dated) - 1) * DAY_S + row.period_from_s
+                    calendars.append(0)
+                if row.days is not None:
+                    days.extend([row.days] if row.days not in days else [])
+                    calendars[-1] = days.index(row.days) + 1
+                period_key = ((len(dated) - 1) * 2 + (row.days is not None)) * DAY_S + row.period_from_s
                 if not periods or periods[-1] != period_key:
                     periods.append(period_key)
                 tiers.append((len(periods) - 1) * _TOKENS + row.over_tokens)
@@ -166,6 +194,8 @@ def _index(models: tuple[PriceModel, ...]) -> _Index:
     return _Index(
         slots=_slots(slots, models),
         dated=pl.Series(dated, dtype=pl.Int64),
+        calendars=pl.Series(calendars, dtype=pl.Int64),
+        days=tuple(days),
         periods=pl.Series(periods, dtype=pl.Int64),
         tiers=pl.Series(tiers, dtype=pl.Int64),
         rows=_rows_frame(rows),
@@ -175,12 +205,13 @@ def _index(models: tuple[PriceModel, ...]) -> _Index:
 def _slots(slots: list[tuple[int, str]], models: tuple[PriceModel, ...]) -> pl.DataFrame:
     """Give the slot of every (model, mode): a mode the source does not price leads to the standard one."""
     numbers = {slot: number for number, slot in enumerate(slots)}
-    modes = sorted({mode for _, mode in slots})
+    modes = sorted({mode.partition("*")[0] for _, mode in slots})
     pairs = [
-        (n, mode, numbers[n, model.mode(mode)])
+        (n, f"{mode}{variant}", numbers[n, f"{model.mode(mode)}{variant}"])
         for n, model in enumerate(models)
         if model.rows
         for mode in modes
+        for variant in ("", *(f"*{v.name}" for v in model.variants))
     ]
     return pl.DataFrame(pairs, schema={"target": pl.Int32, "mode": pl.String, "slot": pl.Int64}, orient="row")
 
@@ -303,7 +334,8 @@ def _cost(parts: pl.DataFrame) -> pl.Expr:
     total = lines[0]
     for line in lines[1:]:
         total = total + line
-    return (total.cast(_EXACT) / 1_000_000).cast(MONEY, strict=False)
+    exact = (total.cast(_EXACT) / 1_000_000).cast(MONEY, strict=False)
+    return pl.when(pl.col("price_id").is_not_null()).then(exact)
 
 
 def _line(part: str) -> pl.Expr:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,10 +22,13 @@ __all__ = [
     "DAY_S",
     "PARTS",
     "STANDARD",
+    "TOKEN_PARTS",
     "UNIT",
+    "Days",
     "PriceModel",
     "PriceRow",
     "PriceTable",
+    "Variant",
     "price_decimal",
     "seconds",
     "with_fallbacks",
@@ -49,6 +53,9 @@ PARTS: tuple[str, ...] = (
 """Priced parts in the order of a row's `prices`; each is USD per million tokens (searches, requests: per
 million).
 """
+
+TOKEN_PARTS = PARTS[:8]
+"""The parts counted in tokens: what multipliers multiply."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -92,6 +99,30 @@ def price_decimal(nano: int) -> Decimal:
 
 
 @dataclass(frozen=True, slots=True)
+class Days:
+    """The days of a calendar: weekdays without holidays, by day of UTC since 1970."""
+
+    name: str
+    weekdays: frozenset[int]
+    """0 is Monday."""
+    holidays: frozenset[int]
+
+    def __contains__(self, day: int) -> bool:
+        return (day + 3) % 7 in self.weekdays and day not in self.holidays
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Rows of a model multiplied because of what a call says: the modes `standard*name`, `batch*name`, ..."""
+
+    name: str
+    key: str
+    """What the call must say: `inference_geo`, `inference_profile` or `deployment_scope`."""
+    values: frozenset[str]
+    factor: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class PriceRow:
     """One set of unit prices: from an instant on, inside a daily period, above an input size."""
 
@@ -103,6 +134,15 @@ class PriceRow:
     """Applies when inclusive input tokens are strictly greater (0: from the first token on)."""
     prices: tuple[int | None, ...]
     """Nano-USD per million units, in the order of PARTS; None where the source has no such price."""
+    days: Days | None = None
+    """Applies on these days only; a date with such rows has a whole day of them beside the ordinary day."""
+    origin: str = ""
+    """Whose row it is: "" the price source's, else `#shipped`, `#operator`, or `=model` for a redirect."""
+
+    @property
+    def key(self) -> tuple[int, bool, int, int]:
+        """Order of rows: date, ordinary day before calendar day, period, tier."""
+        return self.valid_from_s, self.days is not None, self.period_from_s, self.over_tokens
 
     @property
     def valid_from(self) -> datetime:
@@ -116,9 +156,13 @@ class PriceRow:
         name = f"{model}@{day.removesuffix('T00:00:00Z')}"
         if mode != STANDARD:
             name += f"+{mode}"
+        if self.days:
+            name += f"~{self.days.name}"
         if self.period_from_s:
             name += f"~{self.period_from_s // 3600:02d}:{self.period_from_s % 3600 // 60:02d}"
-        return f"{name}>{self.over_tokens}" if self.over_tokens else name
+        if self.over_tokens:
+            name += f">{self.over_tokens}"
+        return name + self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +173,36 @@ class PriceModel:
     model: str
     clause: Clause
     rows: dict[str, tuple[PriceRow, ...]]
-    """Mode -> rows, ascending by (valid_from_s, period_from_s, over_tokens); empty where the source has no
-    price.
-    """
+    """Mode -> rows, ascending by their `key`; empty where the source has no price."""
+    variants: tuple[Variant, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.provider}/{self.model}"
 
-    def mode(self, mode: str) -> str:
-        """Give the mode that prices the call: the asked one, or standard where the source has no such
-        price.
-        """
-        return mode if mode in self.rows else STANDARD
+    def mode(self, mode: str, said: Mapping[str, str] | None = None) -> str:
+        """Give the mode that prices a call: the asked one, or standard where the source has no such price.
 
-    def row(self, mode: str, at: datetime, input_tokens: int) -> PriceRow:
-        """Find the row for an instant and an inclusive input size: newest date, then period, then tier."""
-        rows = self.rows[self.mode(mode)]
+        `said` is what the call says besides (`inference_geo`, ...); a variant for it goes into the mode.
+        """
+        known = mode if mode in self.rows else STANDARD
+        variant = self.variant(said or {})
+        return f"{known}*{variant.name}" if variant else known
+
+    def variant(self, said: Mapping[str, str]) -> Variant | None:
+        """Find the multiplier that what a call says brings with it."""
+        return next((v for v in self.variants if said.get(v.key, "").lower() in v.values), None)
+
+    def row(
+        self, mode: str, at: datetime, input_tokens: int, *, said: Mapping[str, str] | None = None
+    ) -> PriceRow:
+        """Find the row for an instant and an inclusive input size: newest date, then day, period, tier."""
+        rows = self.rows[self.mode(mode, said)]
         now_s = seconds(at)
         dated = max((r.valid_from_s for r in rows if r.valid_from_s <= now_s), default=rows[0].valid_from_s)
         rows = tuple(r for r in rows if r.valid_from_s == dated)
+        special = any(r.days is not None and now_s // DAY_S in r.days for r in rows)
+        rows = tuple(r for r in rows if (r.days is not None) == special)
         period = max(r.period_from_s for r in rows if r.period_from_s <= now_s % DAY_S)
         above = (
             r
@@ -166,11 +220,13 @@ class PriceTable:
     models: tuple[PriceModel, ...]
     report: dict[str, list[str]] = field(default_factory=dict)
     """What compiling had to say: `rounded` prices, prices `not_carried`, models with `no_price`."""
+    laid: str = ""
+    """Hash of what this table was laid together from; "" for one compiled from the price source alone."""
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the canonical table (models, clauses, rows), the base of the catalogue's version."""
-        return hashlib.sha256(canonical(self.to_json()["models"])).hexdigest()
+        return self.laid or hashlib.sha256(canonical(self.to_json()["models"])).hexdigest()
 
     @cached_property
     def by_provider(self) -> dict[str, tuple[PriceModel, ...]]:

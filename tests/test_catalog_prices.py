@@ -1,9 +1,8 @@
-"""Hand-typed price cases, each with its arithmetic: both readers of the table must give every digit."""
+"""Hand-typed price cases, disputed ones with our verdict: both readers of the table give every digit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,12 +18,6 @@ CASES = [
     json.loads(line)
     for line in Path("fixtures/corpora/price_cases.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-
-NOT_YET_CARRIED = {"inference-geo"}
-"""Groups that need multipliers, schedules or redirects of our own on top of the price source."""
-
-NOT_IN_SOURCE = {"P0401"}
-"""The price source has no row for this fine-tune; it stays unpriced until an override names one."""
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +41,11 @@ def _mode(context: dict[str, Any]) -> str:
 
 def _expected(case: dict[str, Any]) -> Decimal | None:
     told = case["api_equivalent_usd"] if case["group"] == "plan" else case["expected_usd"]
-    return None if told is None or case["id"] in NOT_IN_SOURCE else Decimal(told)
+    return None if told is None else Decimal(told)
 
 
-def _settled() -> Iterator[dict[str, Any]]:
-    return (c for c in CASES if not c.get("disputed") and c["group"] not in NOT_YET_CARRIED)
+def _said(context: dict[str, Any]) -> dict[str, str]:
+    return {"inference_geo": context["inference_geo"]} if "inference_geo" in context else {}
 
 
 def _frame(cases: list[dict[str, Any]]) -> pl.DataFrame:
@@ -81,6 +74,7 @@ def _frame(cases: list[dict[str, Any]]) -> pl.DataFrame:
             "service_tier": case["context"].get("service_tier"),
             "speed": case["context"].get("speed"),
             "batch": bool(case["context"].get("batch")),
+            "region": case["context"].get("inference_geo"),
             "status": "ok",
         }
         for case in cases
@@ -89,21 +83,25 @@ def _frame(cases: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides=times, infer_schema_length=None)
 
 
-@pytest.mark.parametrize("case", list(_settled()), ids=lambda case: f"{case['id']}-{case['group']}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']}-{case['group']}")
 def test_quote_gives_every_digit(case: dict[str, Any], quotes: Quotes) -> None:
     at = datetime.fromisoformat(case["at"])
     got = quotes.quote(
-        case["provider"], model=case["model"], at=at, usage=case["usage"], mode=_mode(case["context"])
+        case["provider"],
+        model=case["model"],
+        at=at,
+        usage=case["usage"],
+        mode=_mode(case["context"]),
+        said=_said(case["context"]),
     )
     assert got.list_cost_usd == _expected(case), got.reason
     assert got.list_cost_usd is not None or got.reason
 
 
 def test_rate_gives_every_digit(catalog: Catalog) -> None:
-    cases = list(_settled())
-    rated = catalog.rate(catalog.resolve(_frame(cases)))
-    got = dict(zip((c["id"] for c in cases), rated["list_cost_usd"].to_list(), strict=True))
-    assert got == {case["id"]: _expected(case) for case in cases}
+    rated = catalog.rate(catalog.resolve(_frame(CASES)))
+    got = dict(zip((c["id"] for c in CASES), rated["list_cost_usd"].to_list(), strict=True))
+    assert got == {case["id"]: _expected(case) for case in CASES}
 
 
 def test_plan_calls_are_covered_and_keep_their_value(catalog: Catalog) -> None:
@@ -114,13 +112,8 @@ def test_plan_calls_are_covered_and_keep_their_value(catalog: Catalog) -> None:
     assert rated["list_cost_usd"].drop_nulls().len() == len(cases) - 1  # one plan's alias names no model
 
 
-def test_what_is_not_carried_is_a_short_list() -> None:
-    undisputed = [case for case in CASES if not case.get("disputed")]
-    assert len(undisputed) - len(list(_settled())) == 0, "only disputed cases wait for our own data"
-
-
 def test_explain_sums_to_the_cost_of_every_case(catalog: Catalog) -> None:
-    rated = catalog.rate(catalog.resolve(_frame(list(_settled()))))
+    rated = catalog.rate(catalog.resolve(_frame(CASES)))
     for call in rated.iter_rows(named=True):
         told = catalog.explain(call)
         if call["price_id"] is None:

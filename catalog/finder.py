@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from catalog.provider_book import Book
 from catalog.resolve import MAX_REMEMBERED, Resolver
@@ -18,6 +18,7 @@ from catalog.table import PriceModel, PriceTable
 
 __all__ = ["PriceFinder", "Target"]
 
+_SAID = ("inference_profile", "deployment_scope")
 _OWN_PRICE = frozenset({"catalog_variant", "plugin_variant", "fine_tune"})
 
 
@@ -28,6 +29,8 @@ class Target:
     model: PriceModel | None
     estimated: bool = False
     reason: str = ""
+    said: dict[str, str] = field(default_factory=dict)
+    """What the id itself says that a multiplier may ask for (an inference profile, a deployment scope)."""
 
 
 class PriceFinder:
@@ -50,15 +53,36 @@ class PriceFinder:
     def _find(self, provider: str | None, served_model: str | None, model: str | None) -> Target:
         if provider is None:
             return self._estimate(served_model, model)
-        facts = self._book.providers.get(provider)
-        if facts is None or not facts.price_as:
+        lists = self._lists(provider)
+        if not lists:
             return Target(None, reason=f"no price list for provider {provider}")
+        said = self._said(provider, served_model)
         spellings = list(self._spellings(provider, served_model, model))
-        for rank, price_list in enumerate(facts.price_as):
+        for price_list, estimated in lists:
             found = self._on_list(price_list, spellings)
             if found is not None:
-                return Target(found, estimated=rank > 0)
+                return Target(found, estimated=estimated, said=said)
         return Target(None, reason=f"{served_model or 'the model'} is not on the list of {provider}")
+
+    def _lists(self, provider: str) -> list[tuple[str, bool]]:
+        """Give the lists that price a provider, and whether each is an estimate.
+
+        A list of the provider's own name that an operator laid down comes before what `price_as` names.
+        """
+        facts = self._book.providers.get(provider)
+        if facts is None:
+            return []
+        named = facts.price_as
+        own = [provider] if provider in self._table.by_provider and provider not in named else []
+        return [(name, False) for name in own] + [(name, rank > 0) for rank, name in enumerate(named)]
+
+    def _said(self, provider: str, served_model: str | None) -> dict[str, str]:
+        """Read what the id says, with the provider in front too: some forms are only known with it."""
+        whole = served_model or ""
+        modifiers: dict[str, str] = {}
+        for spelling in (whole, whole.removeprefix(f"{provider}/")):
+            modifiers |= self._resolver.read(spelling, provider).modifiers
+        return {key: modifiers[key] for key in _SAID if key in modifiers}
 
     def _estimate(self, served_model: str | None, model: str | None) -> Target:
         """Price a model whose provider is unknown by its lab's first provider."""
