@@ -1,8 +1,9 @@
 """The published file: what people read while the ledger is being written.
 
 A staging file follows the ledger commit by commit (calls, revisions, rollups, budgets) in transactions of its
-own; publishing is checkpoint, copy, fsync and an atomic rename of that file. It holds no observations, so no
-copy of the evidence ever leaves the ledger. Staging is derived: if it is lost it is built again.
+own; publishing is checkpoint, copy, fsync and an atomic rename of that file, beside which older days lie
+sealed (`billing.seal`). It holds no observations, so no copy of the evidence ever leaves the ledger. Staging
+is derived: if it is lost it is built again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import duckdb
 import polars as pl
 
 from billing import rollup, spend, tables
+from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
 from billing.store import append, attach, frames, read
 
-STAGING = "staging"
 _CHUNK_ROWS = 250_000
-_CALLS = ", ".join(tables.names(tables.CALLS))
 _REVISIONS = ", ".join(tables.names(tables.CALL_REVISIONS))
 _UNPRICED_VIEW = """
 CREATE OR REPLACE VIEW staging.unpriced_models AS
@@ -31,7 +31,7 @@ SELECT served_model, provider, model, sum(call_count) AS calls, sum(input_tokens
 FROM calls WHERE cost_status = 'unpriced' GROUP BY ALL ORDER BY calls DESC
 """
 _DIRTY = "SELECT DISTINCT hour FROM dirty_hours WHERE commit_no > ? ORDER BY hour"
-_ALL_HOURS = f"SELECT DISTINCT date_trunc('hour', started_at) AS hour FROM {STAGING}.calls ORDER BY hour"
+_ALL_HOURS = "SELECT DISTINCT date_trunc('hour', started_at) AS hour FROM calls ORDER BY hour"
 
 log = logging.getLogger("tollbook.publish")
 
@@ -43,15 +43,23 @@ class Publisher:
     """
 
     def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, *, staging: Path, published: Path, epoch: str
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        *,
+        staging: Path,
+        published: Path,
+        epoch: str,
+        seal_above_calls: int = SEAL_ABOVE_CALLS,
     ) -> None:
         self._db = cursor
         self._staging = staging
         self._published = published
         self._epoch = epoch
         self._ledger_id = str(read(cursor, "SELECT ledger_id::VARCHAR AS id FROM schema_version")["id"][0])
+        self._seals = Seals(cursor, published.parent / "sealed", above_calls=seal_above_calls)
         self.commit_no = 0
         self._attach()
+        self._seals.sweep()
 
     def publish(self) -> int:
         """Bring the published file up to the ledger's last commit; the journal position it now shows."""
@@ -80,8 +88,10 @@ class Publisher:
         attach(self._db, self._staging, name=STAGING)
 
     def _lay_out(self) -> None:
+        self._seals.lay_out()
         for name, columns in tables.PUBLISHED.items():
-            self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
+            if name != "calls":
+                self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
         for statement in spend.published_ddl(STAGING):
             self._db.execute(statement)
         self._db.execute(_UNPRICED_VIEW)
@@ -104,7 +114,8 @@ class Publisher:
     def _apply(self, *, since: int) -> int:
         commit_no, position = self._last_commit()
         if commit_no > since:
-            self._apply_calls(since)
+            self._seals.follow(since)
+            self._append_revisions(since)
             self._apply_rollups(since)
         spend.publish(self._db, STAGING)
         self._write_meta(commit_no, position)
@@ -118,17 +129,12 @@ class Publisher:
         ).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
-    def _apply_calls(self, since: int) -> None:
+    def _append_revisions(self, since: int) -> None:
         self._db.execute(
-            f"DELETE FROM {STAGING}.calls WHERE call_id IN "
-            "(SELECT call_id FROM call_revisions WHERE commit_no > ?)",
+            f"INSERT INTO {STAGING}.call_revisions SELECT {_REVISIONS} "
+            "FROM call_revisions WHERE commit_no > ?",
             [since],
         )
-        for table, columns in (("calls", _CALLS), ("call_revisions", _REVISIONS)):
-            self._db.execute(
-                f"INSERT INTO {STAGING}.{table} SELECT {columns} FROM {table} WHERE commit_no > ?",
-                [since],
-            )
 
     def _apply_rollups(self, since: int) -> None:
         hours = read(self._db, _DIRTY if since else _ALL_HOURS, [since] if since else [])
@@ -145,7 +151,7 @@ class Publisher:
 
     def _calls_of_hour(self, hour: datetime) -> Iterator[pl.DataFrame]:
         query = (
-            f"SELECT {', '.join(rollup.READS)} FROM {STAGING}.calls "
+            f"SELECT {', '.join(rollup.READS)} FROM calls "
             "WHERE started_at >= ? AND started_at < ? + INTERVAL 1 HOUR"
         )
         for batch in self._db.execute(query, [hour, hour]).to_arrow_reader(_CHUNK_ROWS):

@@ -35,6 +35,7 @@ _TYPES = {
     pl.Float64: "DOUBLE",
     pl.Boolean: "BOOLEAN",
     pl.String: "VARCHAR",
+    pl.Binary: "BLOB",
     pl.Datetime: "TIMESTAMPTZ",
 }
 _COMMIT_NO = "commit_no UBIGINT"
@@ -72,7 +73,7 @@ def connect(path: Path, *, memory_limit: str, threads: int, wait_s: float) -> du
 
 _SETTINGS = (
     "SET enable_progress_bar = false",
-    "SET TimeZone = 'UTC'",
+    "SET GLOBAL TimeZone = 'UTC'",
     "SET preserve_insertion_order = true",
     "SET checkpoint_threshold = '256MB'",
 )

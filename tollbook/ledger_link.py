@@ -26,6 +26,8 @@ log = logging.getLogger("tollbook.front")
 RESTART_PAUSE_S = (0.05, 0.2, 1.0, 3.0, 10.0)
 LINE_LIMIT = 1 << 30
 """A snapshot of all budgets is one line."""
+TELL_EVERY_S = 0.01
+"""The ledger is told of what is durable this often at most; a group of requests takes less."""
 ANSWER_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 30.0
 POLARS_THREADS = 2
@@ -55,7 +57,8 @@ class LedgerLink:
         self._config = config
         self._on_state = on_state
         self._durable = 0
-        self._told = 0
+        self._told = -1
+        self._telling: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._questions: dict[int, asyncio.Future[Any]] = {}
@@ -71,8 +74,14 @@ class LedgerLink:
     def durable(self, position: int) -> None:
         """The journal is on disk up to here: the ledger may read it."""
         self._durable = position
-        if self.running:
-            self._send({"type": "durable", "position": position})
+        if self.running and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        if self.running and self._told != self._durable:
+            self._told = self._durable
+            self._send({"type": "durable", "position": self._durable})
 
     async def explain(self, call_id: str, started_at: datetime) -> Any:
         """What the ledger can say of a call, or LedgerGone."""
@@ -152,7 +161,8 @@ class LedgerLink:
                 self.running = True
                 self.published = message["published"]
                 self.committed = message["committed"]
-                self.durable(self._durable)
+                self._told = -1
+                self._tell()
                 self._on_state(message)
             case "committed":
                 self.committed = message["position"]

@@ -35,6 +35,8 @@ log = logging.getLogger("tollbook.ledger")
 HOUSEKEEPING_INTERVAL_S = 600.0
 PUBLISH_REST = 3
 """After a publication, rest this many times as long as it took, so that publishing never takes over."""
+PUBLISH_REST_BEHIND = 12
+"""The same while a backlog waits to be loaded: what is not in the ledger cannot be shown at all."""
 NICENESS = 5
 
 
@@ -170,7 +172,12 @@ class LedgerProcess:
             took = time.monotonic() - began
             self._channel.send({"type": "published", "position": position, "took_s": took})
             if not self._stopping:
-                time.sleep(max(self._config.publish_interval_s, PUBLISH_REST * took))
+                rest = PUBLISH_REST_BEHIND if self._is_behind() else PUBLISH_REST
+                time.sleep(max(self._config.publish_interval_s, rest * took))
+
+    def _is_behind(self) -> bool:
+        """Whether more than one whole batch waits."""
+        return self._durable - self._ledger.position > self._config.batch_bytes
 
     def _tidy(self) -> None:
         if time.monotonic() - self._tidied < HOUSEKEEPING_INTERVAL_S:

@@ -38,6 +38,7 @@ BATCH_ROWS = 2_000
 MESSAGE_CHARS = 2_000
 ADDRESS_SLACK_BYTES = 512 << 20  # what Python, Arrow and the allocator map beside DuckDB's own limit
 PR_SET_PDEATHSIG = 1
+SEALED = "sealed"  # the folder of older days, which the view `calls` reads
 READING = {"SELECT", "EXPLAIN"}  # DuckDB parses WITH, VALUES, FROM, DESCRIBE, SHOW and SUMMARIZE to SELECT
 LOCKDOWN = (  # in this order: each closes a door that the next ones no longer need
     "SET enable_progress_bar = false",
@@ -121,7 +122,8 @@ class PublishedFile:
             )
         except duckdb.Error:
             raise Refused("not_published", "the published usage.duckdb cannot be opened") from None
-        for statement in LOCKDOWN:
+        sealed = str(self._path.resolve().parent / SEALED).replace("'", "''")
+        for statement in (f"SET allowed_directories = ['{sealed}/']", *LOCKDOWN):
             connection.execute(statement)
         return connection
 
