@@ -27,7 +27,7 @@ from .dialect import Dialects, default_dialects
 from .observation import LINKS, REJECTS
 from .otlp_columns import LOG, METRIC, SIGNALS, SPAN, Columns, CrowdedBody, Records, read_columns
 from .otlp_json import transcode
-from .scan import Ints, Mask
+from .scan import Ints, Mask, Words
 from .segment import Kind
 
 __all__ = ["Decoded", "decode"]
@@ -57,7 +57,7 @@ class _Frame(Protocol):
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A batch: `columns` over one buffer, `offset` and `received_ns` (int64) per body, `links`
-    (LINKS), `rejects` (REJECTS).
+    (LINKS), `rejects` (REJECTS); `identity`: high and low words per record where they are known already.
     """
 
     dialects: Dialects
@@ -66,6 +66,7 @@ class Decoded:
     received_ns: Ints
     links: pl.DataFrame
     rejects: pl.DataFrame
+    identity: tuple[Words, Words] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,6 @@ import polars as pl
 TIME: Final = pl.Datetime("us", "UTC")
 
 _LABEL: Final = pl.List(pl.Struct({"key": pl.String(), "value": pl.String()}))
-_ATTRIBUTE: Final = pl.List(
-    pl.Struct({"key": pl.String(), "text": pl.String(), "integer": pl.Int64(), "real": pl.Float64()})
-)
 
 Schema = dict[str, pl.DataType]
 
@@ -91,7 +88,7 @@ OBSERVATIONS: Final[Schema] = {
     "operation": pl.String(),  # gen_ai.operation.name, e.g. 'chat', 'embeddings'
     "reported_cost_usd": pl.Decimal(18, 12),  # what the emitter claims
     "anomalies": pl.List(pl.String()),  # codes, never NULL, e.g. 'input_tokens:absurd'
-    "attributes": _ATTRIBUTE,  # allow-listed attributes of the record, then of its resource, in wire order
+    "attributes": pl.Binary(),  # allow-listed attributes of record and resource, raw times: see `kept`
 }
 
 LINKS: Final[Schema] = {

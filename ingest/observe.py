@@ -18,17 +18,18 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from .anyvalue import FLAG, INTEGER, REAL, TEXT
+from .anyvalue import TEXT
 from .decode import Decoded
 from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
 from .dialect_match import Matched, match
 from .fields import UNTOLD, Anomalies, Reader
 from .identity import log_identity, span_identity
+from .kept import exact, packed, spelled
 from .observation import OBSERVATIONS
 from .otlp_columns import LOG, SIGNALS, SPAN
 from .scan import Ints, Mask, Words
-from .texts import array_of, as_series, checked_series, distinct, text_series
-from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, rewritten, tell
+from .texts import as_series, checked_series, distinct, text_series
+from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, respelled, tell
 from .usage import MAX_TOKENS, Conventions, normalised
 
 __all__ = ["Observed", "observe"]
@@ -70,7 +71,9 @@ class _Observer:
         self.anomalies = Anomalies(len(self.rows))
         self.resource, told = self._told()
         told = cleaned(decoded, told, self._note, keep_emails=keep_emails)
-        self.buffer, self.told = rewritten(decoded, told)
+        texts = respelled(decoded, told)
+        rows = np.union1d(np.flatnonzero(~exact(told)), np.array(sorted(texts), dtype=np.int64))
+        self.buffer, self.told = spelled(decoded.columns.buffer, told, rows, texts)
         self.reader = Reader(
             decoded.dialects,
             self.told,
@@ -139,6 +142,9 @@ class _Observer:
 
     def _identity(self) -> dict[str, pl.Series]:
         records, rows = self.records, self.rows
+        if self.decoded.identity is not None:
+            high, low = (words[rows] for words in self.decoded.identity)
+            return {"id_hi": pl.Series(high), "id_lo": pl.Series(low)}
         high, low = span_identity(records.trace_hi[rows], records.trace_lo[rows], records.span_id[rows])
         logs = np.flatnonzero(records.signal[rows] == LOG)
         high[logs], low[logs] = log_identity(
@@ -373,35 +379,26 @@ class _Observer:
         )
 
     def _attributes(self) -> pl.Series:
-        """All allow-listed attributes of a record, then those of its resource."""
-        owner, count = self.told.owner, len(self.rows)
+        """All allow-listed attributes of a record, then those of its resource, and its raw times."""
+        owner, count, records = self.told.owner, len(self.rows), self.records
         own = int(np.searchsorted(owner, count))
         per_row = np.bincount(owner[:own], minlength=count)
         low, high = (np.searchsorted(owner, self.resource, side=side) for side in ("left", "right"))
-        offsets = np.concatenate([[0], np.cumsum(per_row + high - low)])
-        take = np.empty(offsets[-1], dtype=np.int64)
+        bounds = np.concatenate([[0], np.cumsum(per_row + high - low)])
+        take = np.empty(bounds[-1], dtype=np.int64)
         before = np.cumsum(per_row) - per_row
-        take[np.arange(own) + np.repeat(offsets[:-1] - before, per_row)] = np.arange(own)
-        take[_ranges(offsets[:-1] + per_row, offsets[1:])] = _ranges(low, high)
-        items = pa.StructArray.from_arrays(self._items(take), ["key", "text", "integer", "real"])
-        return as_series(pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), items))
-
-    def _items(self, take: Ints) -> list[pa.Array[Any]]:
-        values = self.told.values
-        kind = values.kind[take]
-        return [
-            self._key_texts(take),
-            array_of(self.buffer, self.reader.views[take], kind == TEXT),
-            pa.array(values.number[take], mask=(kind != INTEGER) & (kind != FLAG)),
-            pa.array(values.real[take], mask=kind != REAL),
-        ]
-
-    def _key_texts(self, take: Ints) -> pa.Array[Any]:
-        key = self.told.key[take]
-        labels = np.flatnonzero(key == LABEL)
-        start, end = (part[take[labels]] for part in (self.told.key_start, self.told.key_end))
-        vocabulary = self.decoded.dialects.vocabulary
-        return vocabulary.array(key, self.buffer, others=labels, start=start, end=end)
+        take[np.arange(own) + np.repeat(bounds[:-1] - before, per_row)] = np.arange(own)
+        take[_ranges(bounds[:-1] + per_row, bounds[1:])] = _ranges(low, high)
+        return packed(
+            self.buffer,
+            self.told,
+            take,
+            own=take < own,
+            rows=bounds,
+            first=records.time_ns[self.rows],
+            late=records.late_ns[self.rows],
+            status=records.status[self.rows],
+        )
 
 
 def _effective(first: Ints, late: Ints, stamped: Ints, received: Ints, span: Mask) -> tuple[Ints, Ints]:

@@ -53,7 +53,8 @@ class Attributes:
     """Key-value pairs in their owners' order.
 
     `owner`: index of the record (resource, scope); `key`: vocabulary id or UNKNOWN; `key_start`,
-    `key_end`: the key's text; `start`, `end`: the AnyValue message (empty where there is none).
+    `key_end`: the key's text; `start`, `end`: the AnyValue message (empty where there is none);
+    `pair_start`, `pair_end`: the whole KeyValue message.
     """
 
     owner: Ints
@@ -62,6 +63,8 @@ class Attributes:
     key_end: Ints
     start: Ints
     end: Ints
+    pair_start: Ints
+    pair_end: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +262,24 @@ class _Reader:
         to[message] = long_varints(self.buffer, listed.start[rows])[0].astype(np.int64)
 
     def _attributes(self, listed: Fields, owners: _Messages, *, number: int, first: int = 0) -> Attributes:
-        rows = listed.rows(number, LENGTH)
-        owner, start, end = listed.message[rows], listed.start[rows], listed.end[rows]
-        key_start, key_end, value_start, odd = _pairs(self.buffer, start, end)
-        self.odd[owners.body[owner[odd]]] = True
-        key = self.vocabulary.find(self.buffer, key_start, key_end)
-        return Attributes(owner + first, key, key_start, key_end, start=value_start, end=end)
+        attributes, odd = attributes_of(self.buffer, listed, self.vocabulary, number=number, first=first)
+        self.odd[owners.body[attributes.owner[odd] - first]] = True
+        return attributes
+
+
+def attributes_of(
+    buffer: Buffer, listed: Fields, vocabulary: Vocabulary, *, number: int, first: int = 0
+) -> tuple[Attributes, Mask]:
+    """The pairs in a field of messages, their owners numbered from `first` on; and which are odd."""
+    rows = listed.rows(number, LENGTH)
+    owner, pair_start, pair_end = listed.message[rows], listed.start[rows], listed.end[rows]
+    end = pair_end.copy()
+    key_start, key_end, start, odd = _pairs(buffer, pair_start, end)
+    key = vocabulary.find(buffer, key_start, key_end)
+    pairs = Attributes(
+        owner + first, key, key_start, key_end, start=start, end=end, pair_start=pair_start, pair_end=pair_end
+    )
+    return pairs, odd
 
 
 def _pairs(buffer: Buffer, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints, Mask]:

@@ -33,11 +33,6 @@ class Vocabulary:
         self.strings: Final = tuple(dict.fromkeys(strings))
         self.ids: Final = {text: i for i, text in enumerate(self.strings)}
         self._enum = pl.Enum(self.strings)
-        encoded = [text.encode() for text in self.strings]
-        end = np.cumsum([len(text) for text in encoded])
-        start = np.concatenate([[0], end[:-1]])
-        self._buffer = Buffer.of(encoded)
-        self._views = views_of(self._buffer, start, end, in_buffer=1)
 
     def __len__(self) -> int:
         return len(self.strings)
@@ -46,12 +41,6 @@ class Vocabulary:
         """Ids of the strings in the slices buffer[start:end], UNKNOWN where there is none: int64[n]."""
         found = text_series(buffer, start, end).cast(self._enum, strict=False).to_physical()
         return found.cast(pl.Int64).fill_null(UNKNOWN).to_numpy()
-
-    def array(self, ids: Ints, buffer: Buffer, *, others: Ints, start: Ints, end: Ints) -> pa.Array[Any]:
-        """The strings of these ids; at the places `others` the slices buffer[start:end] instead."""
-        views = self._views[ids]
-        views[others] = views_of(buffer, start, end)
-        return array_of(buffer, views, second=self._buffer)
 
 
 def distinct(buffer: Buffer, start: Ints, end: Ints, *, longest: int = 256) -> tuple[Ints, list[str]]:
@@ -90,15 +79,12 @@ def text_array(buffer: Buffer, start: Ints, end: Ints) -> pa.Array[Any]:
     return array_of(buffer, views_of(buffer, start, end))
 
 
-def views_of(buffer: Buffer, start: Ints, end: Ints, *, in_buffer: int = 0) -> Words:
-    """Arrow string views of slices, uint64[n, 2]: length and first bytes, then more bytes or the place.
-
-    `in_buffer`: which of the array's buffers they will be in.
-    """
+def views_of(buffer: Buffer, start: Ints, end: Ints) -> Words:
+    """Arrow string views of slices, uint64[n, 2]: length and first bytes, then more bytes or the place."""
     length = end - start
     views = np.empty((len(start), 2), dtype=np.uint64)
     views[:, 0] = buffer.words[start] << _U(32) | length.astype(np.uint64)
-    views[:, 1] = start.astype(np.uint64) << _U(32) | _U(in_buffer)
+    views[:, 1] = start.astype(np.uint64) << _U(32)
     short = np.flatnonzero(length <= _INLINE)
     size = length[short]
     views[short, 1] = buffer.words[start[short] + 4] & _LOW_BYTES[np.maximum(size - 4, 0)]
@@ -107,16 +93,12 @@ def views_of(buffer: Buffer, start: Ints, end: Ints, *, in_buffer: int = 0) -> W
     return views
 
 
-def array_of(
-    buffer: Buffer, views: Words, valid: Mask | None = None, *, second: Buffer | None = None
-) -> pa.Array[Any]:
+def array_of(buffer: Buffer, views: Words, valid: Mask | None = None) -> pa.Array[Any]:
     """Views as an Arrow array, NULL where not `valid`."""
     bitmap = None
     if valid is not None and not valid.all():
         bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
     buffers = [bitmap, pa.py_buffer(views.data), pa.py_buffer(buffer.data)]
-    if second is not None:
-        buffers.append(pa.py_buffer(second.data))
     return pa.Array.from_buffers(pa.string_view(), len(views), buffers)
 
 

@@ -9,7 +9,7 @@ information, query and fragment. Everything stored later is taken from here and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import fields as parts_of
 from typing import Final
 
@@ -70,7 +70,7 @@ class Told:
     """Attributes with values, in their owners' order.
 
     `owner`: row of an observation, or, from the number of these on, of a resource; `key`: vocabulary id or
-    LABEL; `key_start`, `key_end`: the key's text.
+    LABEL; `key_start`, `key_end`: the key's text; `pair_start`, `pair_end`: the KeyValue message.
     """
 
     owner: Ints
@@ -79,6 +79,8 @@ class Told:
     key_end: Ints
     values: Values
     views: Words  # of texts (see `texts`), empty for the rest
+    pair_start: Ints
+    pair_end: Ints
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -86,7 +88,8 @@ class Told:
     def at(self, rows: Ints | Mask) -> Told:
         values = Values(*(getattr(self.values, part.name)[rows] for part in parts_of(Values)))
         slices = self.key_start[rows], self.key_end[rows]
-        return Told(self.owner[rows], self.key[rows], *slices, values, self.views[rows])
+        pairs = self.pair_start[rows], self.pair_end[rows]
+        return Told(self.owner[rows], self.key[rows], *slices, values, self.views[rows], *pairs)
 
 
 def tell(decoded: Decoded, owners: Sequence[tuple[Attributes, Ints]]) -> Told:
@@ -103,12 +106,15 @@ def tell(decoded: Decoded, owners: Sequence[tuple[Attributes, Ints]]) -> Told:
         rows = np.flatnonzero(wanted & known[attributes.key] | label)
         key = np.where(label[rows], LABEL, attributes.key[rows])
         slices = (attributes.key_start, attributes.key_end, attributes.start, attributes.end)
-        parts.append((owner[rows], key, *(part[rows] for part in slices)))
-    owner, key, key_start, key_end, start, end = (np.concatenate(part) for part in zip(*parts, strict=True))
+        pairs = (attributes.pair_start, attributes.pair_end)
+        parts.append((owner[rows], key, *(part[rows] for part in (*slices, *pairs))))
+    owner, key, key_start, key_end, start, end, *whole = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
     values = read_values(buffer, start, end)
     text = values.kind == TEXT
     views = views_of(buffer, np.where(text, start_of := values.start, 0), np.where(text, values.end, 0))
-    told = Told(owner, key, key_start, key_end, values, views)
+    told = Told(owner, key, key_start, key_end, values, views, *whole)
     keep = (values.kind != NONE) & (values.kind != OTHER) & ~(text & (start_of == values.end))
     return told if keep.all() else told.at(keep)
 
@@ -199,27 +205,16 @@ def _series(decoded: Decoded, told: Told, rows: Ints) -> pl.Series:
     return as_series(array_of(decoded.columns.buffer, told.views[rows]))
 
 
-def rewritten(decoded: Decoded, told: Told) -> tuple[Buffer, Told]:
-    """URLs without user information, query and fragment, and integers that are read as text (a numeric
-    user id) spelled out: the new texts are appended to the buffer.
+def respelled(decoded: Decoded, told: Told) -> dict[int, str]:
+    """New texts: URLs without user information, query and fragment, and integers that are read as text (a
+    numeric user id).
     """
-    buffer, dialects = decoded.columns.buffer, decoded.dialects
+    dialects = decoded.dialects
     urls = np.flatnonzero(np.isin(told.key, sorted(dialects.urls)) & (told.values.kind == TEXT))
     unsafe = urls[_series(decoded, told, urls).str.contains("[?#@]").to_numpy()] if urls.size else urls
     numbers = np.flatnonzero(np.isin(told.key, sorted(dialects.as_text)) & (told.values.kind == INTEGER))
-    rows = np.concatenate([unsafe, numbers])
-    if not rows.size:
-        return buffer, told
-    texts = [text.encode() for text in safe_urls(_series(decoded, told, unsafe)).to_list()]
-    texts += [str(number).encode() for number in told.values.number[numbers].tolist()]
-    length = np.array([len(text) for text in texts], dtype=np.int64)
-    end = len(buffer.data) + np.cumsum(length)
-    kind, first, last = told.values.kind.copy(), told.values.start.copy(), told.values.end.copy()
-    kind[rows], first[rows], last[rows] = TEXT, end - length, end
-    longer = Buffer.of([buffer.data, *texts])
-    views = told.views.copy()
-    views[rows] = views_of(longer, first[rows], last[rows])
-    return longer, replace(told, values=replace(told.values, kind=kind, start=first, end=last), views=views)
+    texts = dict(zip(unsafe.tolist(), safe_urls(_series(decoded, told, unsafe)).to_list(), strict=True))
+    return texts | {row: str(int(told.values.number[row])) for row in numbers.tolist()}
 
 
 def safe_urls(urls: pl.Series) -> pl.Series:

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from ingest.decode import decode
+from ingest.kept import RECORD, RESOURCE
 from ingest.observe import Observed, observe
+from ingest.scan import LENGTH, Buffer, fields
 from ingest.segment import Frame, Kind
 
 CAPTURES = Path(__file__).parent.parent / "fixtures" / "captures"
@@ -61,7 +65,19 @@ def comparable(observations: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows without what depends on the request they came in, attributes as sets, in the order of identity."""
     found = observations.drop("journal_offset").sort("id_hi", "id_lo").to_dicts()
     for row in found:
-        row["attributes"] = sorted(row["attributes"], key=str)
+        row["attributes"] = sorted(kept(row["attributes"]).items(), key=str)
+    return found
+
+
+def kept(message: bytes) -> dict[str, Any]:
+    """The attributes in a stored message (see `ingest.kept`), the record's and its resource's."""
+    buffer = Buffer.of([message])
+    listed = fields(buffer, np.zeros(1, dtype=np.int64), np.array([len(message)]))
+    rows = np.concatenate([listed.rows(RECORD, LENGTH), listed.rows(RESOURCE, LENGTH)])
+    found = {}
+    for start, end in zip(listed.start[rows].tolist(), listed.end[rows].tolist(), strict=True):
+        pair = KeyValue.FromString(buffer.cut(start, end))
+        found[pair.key] = getattr(pair.value, str(pair.value.WhichOneof("value")))
     return found
 
 

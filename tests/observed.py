@@ -46,7 +46,7 @@ def observation(**told: Any) -> dict[str, Any]:
         "output_tokens": 100,
         "operation": "chat",
         "anomalies": [],
-        "attributes": [],
+        "attributes": b"",
     }
     return row | told
 
