@@ -119,6 +119,13 @@ class Ledger:
         cursor.execute("USE ledger")
         return cursor
 
+    def settle(self) -> None:
+        """Fold the write-ahead log into the file, and have DuckDB return the memory it has freed."""
+        self._db.execute("CHECKPOINT ledger")
+        limit = self._db.execute("SELECT current_setting('memory_limit')").fetchone()
+        if limit:
+            self._db.execute(f"SET memory_limit = '{limit[0]}'")  # setting it is what makes DuckDB give back
+
     def close(self) -> None:
         """Close the file; what is committed stays."""
         self._db.close()

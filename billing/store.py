@@ -75,7 +75,7 @@ _SETTINGS = (
     "SET enable_progress_bar = false",
     "SET GLOBAL TimeZone = 'UTC'",
     "SET preserve_insertion_order = true",
-    "SET checkpoint_threshold = '256MB'",
+    "SET checkpoint_threshold = '128MB'",
 )
 
 

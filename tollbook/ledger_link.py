@@ -30,7 +30,8 @@ TELL_EVERY_S = 0.01
 """The ledger is told of what is durable this often at most; a group of requests takes less."""
 ANSWER_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 30.0
-POLARS_THREADS = 2
+LEDGER_ENVIRONMENT = {"POLARS_MAX_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
+"""Two threads compute as fast as this machine class allows, and two heaps give back more than eight."""
 
 
 class LedgerGone(Exception):
@@ -139,7 +140,7 @@ class LedgerLink:
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,
-                env=os.environ | {"POLARS_MAX_THREADS": str(POLARS_THREADS)},
+                env=os.environ | LEDGER_ENVIRONMENT,
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
         self._send({"type": "config", "config": self._config})

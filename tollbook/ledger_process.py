@@ -7,6 +7,7 @@ reply. It reads the journal only up to what the front says is durable, and it en
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import logging
 import os
@@ -37,6 +38,7 @@ PUBLISH_REST = 3
 """After a publication, rest this many times as long as it took, so that publishing never takes over."""
 PUBLISH_REST_BEHIND = 12
 """The same while a backlog waits to be loaded: what is not in the ledger cannot be shown at all."""
+REST_AFTER_S = 3.0
 NICENESS = 5
 
 
@@ -89,6 +91,7 @@ class LedgerProcess:
         )
         self._loader = Loader(self._ledger, load_dialects(config.attribution))
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._rested = True
         self._changed = threading.Event()
         self._tidied = time.monotonic()
 
@@ -125,13 +128,23 @@ class LedgerProcess:
 
     def _load_forever(self) -> None:
         while not self._stopping:
-            self._woken.wait(timeout=5)
+            woken = self._woken.wait(timeout=REST_AFTER_S)
             self._woken.clear()
             self._answer()
             if self._ledger.position < self._durable:
                 time.sleep(self._config.gather_s)  # many small requests become one batch
                 self._load_all()
-            self._tidy()
+                self._rested = False
+            elif not woken:
+                self._rest()
+
+    def _rest(self) -> None:
+        """What can wait for a quiet moment: fold the write-ahead log in, give memory back, forget what is old."""
+        if not self._rested:
+            self._rested = True
+            self._ledger.settle()
+            _give_back_memory()
+        self._tidy()
 
     def _load_all(self) -> None:
         """Load up to what is durable now: while one batch is committed, the next is being decoded."""
@@ -206,6 +219,13 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     LedgerProcess(channel, messages, config).run()
+
+
+def _give_back_memory() -> None:
+    """Hand what is free in the C heap back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _end_on_error(args: threading.ExceptHookArgs) -> None:
