@@ -34,7 +34,7 @@ WHERE o.started_at BETWEEN ? AND ? AND o.role = ?
 
 def unseen(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> pl.DataFrame:
     """The observations, each once, that are not stored yet."""
-    once = told.sort(*IDENTITY, "journal_offset").unique(IDENTITY, keep="first", maintain_order=True)
+    once = _each_once(told)
     timed = pl.col("effective_from") != "received"
     known = [
         _identities(connection, part, window)
@@ -43,7 +43,15 @@ def unseen(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> pl.Data
     untimed = once.filter(~timed)
     if not untimed.is_empty():
         known.append(_identities(connection, untimed, None))
-    return once.join(pl.concat(known), on=IDENTITY, how="anti") if known else once
+    repeated = pl.concat(known) if known else once.clear()
+    return once.join(repeated, on=IDENTITY, how="anti") if len(repeated) else once
+
+
+def _each_once(told: pl.DataFrame) -> pl.DataFrame:
+    """Without repetitions inside the batch: of records with one identity the one that came first."""
+    if told.select(IDENTITY).n_unique() == len(told):
+        return told
+    return told.sort(*IDENTITY, "journal_offset").unique(IDENTITY, keep="first", maintain_order=True)
 
 
 def _identities(
