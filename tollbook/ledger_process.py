@@ -139,7 +139,7 @@ class LedgerProcess:
                 self._rest()
 
     def _rest(self) -> None:
-        """What waits for a quiet moment: fold the write-ahead log in, give memory back, forget what is old."""
+        """What waits for a quiet moment: fold the log into the file, give memory back, forget."""
         if not self._rested:
             self._rested = True
             self._ledger.settle()
