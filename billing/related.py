@@ -118,12 +118,15 @@ def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: p
     known, frontier, places = fresh, fresh, links
     for _ in range(_MAX_ROUNDS):
         keys = _Keys.of(frontier, places)
-        stored = _carrying(connection, keys).join(known, on=IDENTITY, how="anti")
+        stored = _carrying(connection, keys)
+        if stored.is_empty():
+            break
+        stored = stored.join(known, on=IDENTITY, how="anti")
         news = _able_to_join(stored, known, keys)
         if news.is_empty():
             break
         known, frontier, places = pl.concat([known, news.select(known.columns)]), news, links.clear()
-    return known.join(fresh, on=IDENTITY, how="anti")
+    return known.slice(len(fresh))
 
 
 def _carrying(connection: duckdb.DuckDBPyConnection, keys: _Keys) -> pl.DataFrame:
