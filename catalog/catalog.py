@@ -6,13 +6,15 @@ It works on Polars frames and belongs in the ledger's process. A process that mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from catalog.accounts import AccountRule, fitting_rules
 from catalog.explain import explain_call
+from catalog.findings import access_findings
 from catalog.finder import PriceFinder
 from catalog.load import load_table
 from catalog.provider_book import Book, load_book
@@ -34,6 +36,8 @@ _EVIDENCE: dict[str, pl.DataType] = {
     "access_hint": pl.String(),
     "access_evidence": pl.String(),
     "credential_kind": pl.String(),
+    "markers": pl.String(),
+    "accounts": pl.String(),
 }
 """Columns that resolving reads, in the order of Evidence; one that is absent counts as not told."""
 
@@ -55,10 +59,19 @@ _RESOLVED: dict[str, pl.DataType] = {
 class Catalog:
     """Providers, models, access and prices of one version."""
 
-    def __init__(self, table: PriceTable, book: Book, *, assume_unknown_access: bool = True) -> None:
+    def __init__(
+        self,
+        table: PriceTable,
+        book: Book,
+        *,
+        accounts: Sequence[AccountRule] = (),
+        assume_unknown_access: bool = True,
+    ) -> None:
         self.table = table
         self.version = catalog_version(table, book)
-        self._resolver = Resolver(book)
+        self._book = book
+        self._accounts = tuple(accounts)
+        self._resolver = Resolver(book, self._accounts)
         self._finder = PriceFinder(book, table, self._resolver)
         self._rater = Rater(
             table, self._finder, version=self.version, assume_unknown_access=assume_unknown_access
@@ -70,17 +83,19 @@ class Catalog:
         cache_dir: Path | None = None,
         *,
         overlay: Path | None = None,
+        accounts: Sequence[AccountRule] = (),
         assume_unknown_access: bool = True,
     ) -> Catalog:
         """Load the reviewed data and the compiled prices (compiled into `cache_dir` when absent).
 
         `overlay` is the operator's price file, or a folder of them; its rows beat ours and the source's.
+        `accounts` say what access accounts, services or providers have where a call does not tell.
         `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed');
         otherwise their billed cost stays NULL. Raises CatalogError with what to do.
         """
         book = load_book()
         table = load_table(cache_dir, book, overlay=overlay)
-        return cls(table, book, assume_unknown_access=assume_unknown_access)
+        return cls(table, book, accounts=accounts, assume_unknown_access=assume_unknown_access)
 
     def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence,
@@ -89,7 +104,10 @@ class Catalog:
         Distinct sets of evidence are resolved once. `access_evidence` is replaced by what the answer rests
         on.
         """
-        told = calls.select(_told(calls, name, dtype) for name, dtype in _EVIDENCE.items())
+        told = self._with_rules(calls).select(
+            _told(calls, name, dtype) if name != "accounts" else pl.col(name)
+            for name, dtype in _EVIDENCE.items()
+        )
         numbered = told.with_columns(_NUMBER)
         distinct = numbered.unique("evidence", keep="first")
         answers = [_row(self._resolver.resolve(Evidence(*row[:-1]))) for row in distinct.iter_rows()]
@@ -97,11 +115,28 @@ class Catalog:
         joined = numbered.select("evidence").join(found, on="evidence", how="left", maintain_order="left")
         return calls.with_columns(joined.drop("evidence").get_columns())
 
+    def _with_rules(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Put beside each call the numbers of the account rules that fit it."""
+        if not self._accounts:
+            return calls.with_columns(pl.lit(None, dtype=pl.String).alias("accounts"))
+        whose = calls.select(_told(calls, name, pl.String()) for name in ("account_id", "service"))
+        pairs = whose.unique()
+        fits = [fitting_rules(self._accounts, account_id=a, service=s) for a, s in pairs.iter_rows()]
+        pairs = pairs.with_columns(pl.Series("accounts", fits, dtype=pl.String))
+        found = whose.join(
+            pairs, on=["account_id", "service"], nulls_equal=True, maintain_order="left", how="left"
+        )
+        return calls.with_columns(found["accounts"])
+
     def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id,
         catalog_version.
         """
         return self._rater.rate(calls)
+
+    def findings(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Find conflicts of access among resolved calls: flips inside a session, plan keys on metered doors."""
+        return access_findings(calls, self._book, accounts=self._accounts)
 
     def explain(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Give the price row and the arithmetic of one resolved call; decimal strings that sum to its list

@@ -9,19 +9,31 @@ allowed.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints
 
 from catalog.errors import ProviderDataError
+from catalog.toml_source import Data, TomlText, read_toml
 
-__all__ = ["Access", "Book", "Family", "Grammar", "Host", "Lab", "Provider", "fold_name", "load_book"]
+__all__ = [
+    "Access",
+    "Book",
+    "Family",
+    "Grammar",
+    "Host",
+    "Lab",
+    "Marker",
+    "Provider",
+    "Statement",
+    "fold_name",
+    "load_book",
+]
 
 Access = Literal["payg", "subscription", "credits", "overage", "provisioned", "free", "local", "unknown"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9.:_-]*$")]
@@ -52,13 +64,26 @@ Rewrite = Annotated[list[str], Field(min_length=2, max_length=2), AfterValidator
 UrlPath = Annotated[str, AfterValidator(_is_path)]
 
 
-class _Data(BaseModel):
-    """Base of everything read from TOML: closed, strict, frozen, and silent about values in its errors."""
+Format = Literal[
+    "openai-chat",
+    "openai-responses",
+    "anthropic-messages",
+    "gemini",
+    "gemini-code-assist",
+    "vertex",
+    "bedrock",
+    "mistral",
+    "cohere",
+    "ollama",
+    "connect-rpc",
+]
+"""Wire formats: what a request to a door looks like."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=200)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*-]+$", max_length=100)]
 
 
-class Host(_Data):
+class Host(Data):
     """One door of a provider: a host (`*.` in front: any subdomain) and a path prefix (`*`: any one
     segment).
     """
@@ -69,9 +94,11 @@ class Host(_Data):
     plan: Name | None = None
     label: Name | None = None
     """Modifier that the part matched by `*.` says, e.g. region."""
+    formats: list[Format] = Field(default_factory=list)
+    """What is spoken here, where it is not the provider's usual format."""
 
 
-class Grammar(_Data):
+class Grammar(Data):
     """A spelling of model ids that only this provider mints.
 
     Named groups say what the parts mean: `model` is the rest to read on, `lab` an organisation, any other
@@ -83,14 +110,29 @@ class Grammar(_Data):
     access: Access | None = None
 
 
-class Plan(_Data):
-    """A plan that an emitter states by itself, e.g. `anthropic.plan=max`."""
+class Statement(Data):
+    """What an agent says about access: `auth_mode = Chatgpt`, compared without case, `_` and `-`."""
 
-    id: Name
-    stated: list[str] = Field(min_length=1)
+    key: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    value: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    access: Access
+    plan: Name | None = None
 
 
-class Credential(_Data):
+class Marker(Data):
+    """A header that tells the access: of the response (quota headers) or of the request (login kinds).
+
+    `*` in name and value stands for anything; the first marker that fits decides.
+    """
+
+    side: Literal["request", "response"]
+    header: HeaderName
+    value: Annotated[str, StringConstraints(max_length=100)] | None = None
+    access: Access
+    plan: Name | None = None
+
+
+class Credential(Data):
     """A kind of key, told by its prefix (the value is never seen here), and what it says about access."""
 
     prefix: Annotated[str, StringConstraints(min_length=3, max_length=32)]
@@ -99,20 +141,20 @@ class Credential(_Data):
     """Provider whose door this key also opens: seen there, the call belongs to this provider."""
 
 
-class Provider(_Data):
+class Provider(Data):
     """One provider as models.dev names it."""
 
     id: Name
     name: Annotated[str, StringConstraints(min_length=1)]
     source: Annotated[str, StringConstraints(min_length=1)]
     checked: date
-    aliases: list[Name] = []
+    aliases: list[Name] = Field(default_factory=list)
     """Other names in telemetry (`gen_ai.provider.name`, `gen_ai.system`)."""
-    prefixes: list[Segment] = []
+    prefixes: list[Segment] = Field(default_factory=list)
     """First segments of a model id that name this provider, besides its id and aliases."""
-    weak_prefixes: list[Segment] = []
+    weak_prefixes: list[Segment] = Field(default_factory=list)
     """Names that gateways also write for the lab: they name this provider only where nothing else does."""
-    organisations: list[Segment] = []
+    organisations: list[Segment] = Field(default_factory=list)
     """Names that are organisations in repository ids (`openai/gpt-oss-20b`): as prefixes they name no
     provider.
     """
@@ -123,25 +165,36 @@ class Provider(_Data):
     access: Access = "unknown"
     """What a call here is when nothing else tells; `unknown` where a plan and metered use share the door."""
     plan: Name | None = None
-    plans: list[Plan] = []
-    hosts: list[Host] = []
-    local_ports: list[Annotated[int, Field(ge=1, le=65535)]] = []
+    plans: list[Name] = Field(default_factory=list)
+    """Plans behind the same doors as metered use; only a statement, a key or a header tells them apart."""
+    statements: list[Statement] = Field(default_factory=list)
+    markers: list[Marker] = Field(default_factory=list)
+    formats: list[Format] = Field(default_factory=list)
+    """What its doors speak."""
+    models_endpoint: WebAddress | None = None
+    """Where it lists the models it serves."""
+    usage_endpoint: WebAddress | None = None
+    """Where it tells how much of a plan is used."""
+    quota_headers: list[HeaderName] = Field(default_factory=list)
+    """Response headers that tell how much of a plan or limit is used."""
+    hosts: list[Host] = Field(default_factory=list)
+    local_ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(default_factory=list)
     """Ports where this server listens on one's own machine or network."""
-    grammars: list[Grammar] = []
-    credentials: list[Credential] = []
-    emitters: list[Name] = []
+    grammars: list[Grammar] = Field(default_factory=list)
+    credentials: list[Credential] = Field(default_factory=list)
+    emitters: list[Name] = Field(default_factory=list)
     """Agents that call this provider unless something says otherwise."""
-    dual_emitters: list[Name] = []
+    dual_emitters: list[Name] = Field(default_factory=list)
     """Agents that reach it under a plan or metered with nothing to tell the two apart."""
-    serves: list[Regex] = []
+    serves: list[Regex] = Field(default_factory=list)
     """Canonical ids it can serve, where that is a closed list: guards against SDK-derived provider names."""
-    rewrites: list[Rewrite] = []
+    rewrites: list[Rewrite] = Field(default_factory=list)
     """Its own spellings of model names: [regex, replacement]."""
-    price_as: list[Name] = []
+    price_as: list[Name] = Field(default_factory=list)
     """Price providers (ids of the price source): the first is its own list, the others are estimates."""
 
 
-class Family(_Data):
+class Family(Data):
     """Names of a lab's models, in lower case and free of decorations."""
 
     regex: Regex
@@ -149,24 +202,24 @@ class Family(_Data):
     """Open weights or served by several providers: the bare name does not tell who served it."""
 
 
-class Lab(_Data):
+class Lab(Data):
     """A lab: who makes models, and the provider that serves them first-hand."""
 
     id: Name
-    providers: list[Name] = []
+    providers: list[Name] = Field(default_factory=list)
     """First-party providers; several: the bare name of a closed model is ambiguous between them."""
-    orgs: list[Segment] = []
+    orgs: list[Segment] = Field(default_factory=list)
     """Organisation segments and prefixes that mean this lab (Hugging Face, OpenRouter, Bedrock)."""
     keeps_latest: bool = False
     """`-latest` is part of the names it sells (a moving alias with prices of its own)."""
     families: list[Family] = Field(min_length=1)
-    rewrites: list[Rewrite] = []
+    rewrites: list[Rewrite] = Field(default_factory=list)
     """Spellings -> the canonical one, applied in order: [regex, replacement]."""
     snapshot: Regex | None = None
     """What of a name is a snapshot (group `snapshot`), besides plain dates; "" in the name remains."""
 
 
-class _Labs(_Data):
+class Labs(Data):
     source: str
     checked: date
     decorations: list[Rewrite]
@@ -209,9 +262,9 @@ def load_book(data: Path = DATA) -> Book:
     place.
     """
     problems: list[str] = []
-    labs = _read(data / "labs.toml", _Labs, problems)
+    labs = read_toml(data / "labs.toml", Labs, problems)
     files = sorted((data / "providers").glob("*.toml"))
-    read = [(path, _read(path, Provider, problems)) for path in files]
+    read = [(path, read_toml(path, Provider, problems)) for path in files]
     providers = {path: provider for path, provider in read if provider is not None}
     problems.extend(_contradictions(providers))
     if problems or labs is None:
@@ -223,48 +276,35 @@ def load_book(data: Path = DATA) -> Book:
     return _book(known, labs, _digest([data / "labs.toml", *files]))
 
 
-T = TypeVar("T", bound=_Data)
-
-
-def _read(path: Path, shape: type[T], problems: list[str]) -> T | None:
-    """Read one TOML file into `shape`; None after adding one line for each thing wrong with it."""
-    try:
-        return shape.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"{path.name}: not TOML: {error}")
-    except ValidationError as error:
-        problems.extend(f"{path.name}: {_place(issue['loc'])}: {issue['msg']}" for issue in error.errors())
-    except OSError as error:
-        problems.append(f"{path.name}: cannot be read: {error.strerror}")
-    return None
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return (
-        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-        or "file"
-    )
-
-
 def _contradictions(providers: dict[Path, Provider]) -> Iterator[str]:
-    """Say where two files claim the same name, prefix or door, or a file is not named after its provider."""
-    seen: dict[tuple[Any, ...], Path] = {}
+    """Say where two files claim the same name, prefix, door, key or statement, or a file is not named after
+    its provider.
+    """
+    seen: dict[tuple[Any, ...], tuple[Path, int]] = {}
     for path, provider in providers.items():
+        lines = TomlText(path.read_text(encoding="utf-8"))
         if path.stem != provider.id:
-            yield f"{path.name}: id: must be the file's name, {path.stem}"
-        for key, claim in _claims(provider):
-            other = seen.setdefault(claim, path)
-            if other is not path:
-                yield f"{path.name}: {key}: {claim[1]} is already claimed in {other.name}"
+            yield f"{path.name}:{lines.line(('id',))}: id: must be the file's name, {path.stem}"
+        for place, claim in _claims(provider):
+            here = (path, lines.line(place))
+            other = seen.setdefault(claim, here)
+            if other != here and (other[0] != path or place[0] == "hosts"):
+                said = f"{claim[1]} is already claimed in {other[0].name}:{other[1]}"
+                yield f"{path.name}:{here[1]}: {place[0]}: {said}"
 
 
-def _claims(provider: Provider) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _claims(provider: Provider) -> Iterator[tuple[tuple[int | str, ...], tuple[Any, ...]]]:
+    """Give what a provider claims for itself alone, each with its place in the file."""
     for name in {fold_name(n) for n in (provider.id, *provider.aliases)}:
-        yield "aliases", ("name", name)
+        yield ("id",) if name == fold_name(provider.id) else ("aliases",), ("name", name)
     for prefix in _prefixes(provider):
-        yield "prefixes", ("prefix", prefix)
-    for host in provider.hosts:
-        yield "hosts", ("host", f"{host.host}{host.path}")
+        yield ("prefixes",), ("prefix", prefix)
+    for number, host in enumerate(provider.hosts):
+        yield ("hosts", number), ("host", f"{host.host}{host.path}")
+    for number, key in enumerate(provider.credentials):
+        yield ("credentials", number), ("key", f"{key.prefix} for {key.shared_with or provider.id}")
+    for number, said in enumerate(provider.statements):
+        yield ("statements", number), ("statement", f"{said.key}={said.value}")
 
 
 def _prefixes(provider: Provider) -> set[str]:
@@ -273,11 +313,13 @@ def _prefixes(provider: Provider) -> set[str]:
     return names - {fold_name(p) for p in (*provider.weak_prefixes, *provider.organisations)}
 
 
-def _unknown_references(labs: _Labs, providers: dict[str, Provider], path: Path) -> Iterator[str]:
-    for lab in labs.lab:
+def _unknown_references(labs: Labs, providers: dict[str, Provider], path: Path) -> Iterator[str]:
+    lines = TomlText(path.read_text(encoding="utf-8"))
+    for number, lab in enumerate(labs.lab):
         for provider in lab.providers:
             if provider not in providers:
-                yield f"{path.name}: lab {lab.id}: providers: {provider} has no file in providers/"
+                at = f"{path.name}:{lines.line(('lab', number, 'providers'))}"
+                yield f"{at}: lab {lab.id}: providers: {provider} has no file in providers/"
 
 
 def _digest(files: list[Path]) -> str:
@@ -288,7 +330,7 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _book(providers: dict[str, Provider], labs: _Labs, digest: str) -> Book:
+def _book(providers: dict[str, Provider], labs: Labs, digest: str) -> Book:
     return Book(
         providers=providers,
         names={fold_name(n): p.id for p in providers.values() for n in (p.id, *p.aliases)},

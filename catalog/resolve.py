@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from catalog.access import AccessFinding, classify_access
+from catalog.access import AccessClassifier, AccessFinding
+from catalog.accounts import AccountRule
 from catalog.canonical import Reading, is_plausible_id, read_model
 from catalog.provider_book import Access, Book, Host, Provider, fold_name
 
@@ -39,6 +40,11 @@ class Evidence:
     access_hint: str | None = None
     access_evidence: str | None = None
     credential_kind: str | None = None
+    """Prefix of the key, as the proxy saw it; never the key."""
+    markers: str | None = None
+    """Headers that tell the access, `name=value` with `;` between."""
+    accounts: str | None = None
+    """Numbers of the operator's account rules that fit (`catalog.accounts.fitting_rules`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +98,9 @@ class Resolution:
 class Resolver:
     """Resolves evidence against the reviewed book; remembers a bounded number of answers."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, accounts: tuple[AccountRule, ...] = ()) -> None:
         self._book = book
+        self._access = AccessClassifier(book, accounts)
         self._known: OrderedDict[Evidence, Resolution] = OrderedDict()
         self._hosts = _hosts_by_name(book)
         self._grammars = [(re.compile(g.regex), g, p) for p in book.providers.values() for g in p.grammars]
@@ -133,9 +140,10 @@ class Resolver:
 
     def _by_place(self, evidence: Evidence, server: Server | None, *, ids: list[str]) -> Claim | None:
         """Who is named by the address or by the id itself; these beat the provider name in the record."""
-        return (
-            self._by_host(server, evidence.credential_kind) or self._by_grammar(ids) or self._by_prefix(ids)
-        )
+        by_host, by_id = self._by_host(server, evidence.credential_kind), self._by_grammar(ids)
+        if by_host and by_id and by_id.access == "provisioned" and by_id.provider is by_host.provider:
+            return replace(by_host, access="provisioned", evidence=by_id.evidence)
+        return by_host or by_id or self._by_prefix(ids)
 
     def _by_host(self, server: Server | None, credential: str | None) -> Claim | None:
         if server is None:
@@ -153,7 +161,7 @@ class Resolver:
 
     def _by_credential(self, claim: Claim, credential: str | None) -> Claim:
         """Tell plan from metered use behind one door by the kind of key, where it was seen."""
-        for provider in self._book.providers.values() if credential else ():
+        for provider in self._book.providers.values() if credential and claim.access is None else ():
             for kind in provider.credentials:
                 if (kind.shared_with or provider.id) == claim.provider.id and (credential or "").startswith(
                     kind.prefix
@@ -190,7 +198,11 @@ class Resolver:
         for model_id in reversed(ids):
             first, found, rest = model_id.partition("/")
             provider = self._book.weak_prefixes.get(fold_name(first)) if found else None
-            if provider is None and ("/" in rest or not self._read(rest, None).open):
+            if provider is not None:
+                facts = self._book.providers[provider]
+                access = None if facts.access == "unknown" else facts.access
+                return Claim(facts, f"id prefix {first}", False, access)
+            if "/" in rest or not self._read(rest, None).open:
                 provider = self._book.organisations.get(fold_name(first))
             if provider is not None:
                 return Claim(self._book.providers[provider], f"id prefix {first}", False)
@@ -274,7 +286,7 @@ class Resolver:
             snapshot=reading.snapshot,
             resolution=_verdict(claim, reading),
             modifiers=tuple(sorted(modifiers.items())),
-            access=classify_access(evidence, claim, modifiers=modifiers),
+            access=self._access.classify(evidence, claim, modifiers=modifiers),
             evidence=claim.evidence if claim else "",
             candidates=tuple(self._book.labs[reading.lab].providers) if reading.lab and not claim else (),
         )

@@ -33,7 +33,9 @@ _MARK = re.compile(r'''"""|\'\'\'|"(?:\\.|[^"\\])*"|'[^']*'|#.*|[\[\]{},]''')
 class Data(BaseModel):
     """Base of everything read from TOML: closed, strict, frozen, and silent about values in its errors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 T = TypeVar("T", bound=Data)
