@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -29,7 +31,10 @@ from tests.observed import (
 )
 
 CATALOG = Catalog.load()
-COMPARED = "call_id, started_at, observation_count, response_id, session_id, input_tokens, output_tokens, list_cost_usd"
+COMPARED = (
+    "call_id, epoch_us(started_at), observation_count, response_id, session_id, input_tokens, "
+    "output_tokens, list_cost_usd"
+)
 
 
 @pytest.fixture
@@ -52,10 +57,7 @@ def batch(
 
 
 def calls(ledger: Ledger) -> list[tuple[object, ...]]:
-    rows = ledger.cursor().execute(
-        f"SELECT epoch_us(started_at), * EXCLUDE (started_at) FROM (SELECT {COMPARED} FROM calls) ORDER BY call_id"
-    )
-    return rows.fetchall()
+    return ledger.cursor().execute(f"SELECT {COMPARED} FROM calls ORDER BY call_id").fetchall()
 
 
 def test_a_call_is_priced_and_kept(ledger: Ledger) -> None:
@@ -129,9 +131,6 @@ def test_a_second_process_is_refused(tmp_path: Path, ledger: Ledger) -> None:
 
 
 def _open_elsewhere(path: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from pathlib import Path; from billing.store import LedgerLocked, connect\n"
         "try: connect(Path(sys.argv[1]), memory_limit='100MB', threads=1, wait_s=0.1)\n"
@@ -270,3 +269,31 @@ def test_the_published_file_holds_no_evidence(tmp_path: Path, ledger: Ledger) ->
     Publisher(ledger.cursor(), staging=tmp_path / "s" / "u.duckdb", published=published, epoch="e").publish()
     assert secret.encode() not in published.read_bytes()
     assert published.stat().st_mode & 0o077 == 0
+
+
+def test_old_evidence_goes_and_the_calls_stay(ledger: Ledger) -> None:
+    ledger.load(batch(observations(observation(response_id="r")), links(link(1, 2, 3)), position=9))
+    later = datetime.now(UTC) + timedelta(days=1)
+    ledger.forget_old_evidence(links_before=later, observations_before=later, published_commit=1)
+    left = {
+        table: ledger.cursor().execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+        for table in ("observations", "span_links", "dirty_hours", "calls", "commits")
+    }
+    assert left == {"observations": 0, "span_links": 0, "dirty_hours": 0, "calls": 1, "commits": 1}
+
+
+def test_evidence_younger_than_its_retention_stays(ledger: Ledger) -> None:
+    ledger.load(batch(observations(observation(response_id="r")), links(link(1, 2, 3))))
+    long_ago = NOON - timedelta(days=400)
+    ledger.forget_old_evidence(links_before=long_ago, observations_before=long_ago, published_commit=0)
+    for table in ("observations", "span_links", "dirty_hours"):
+        assert ledger.cursor().execute(f"SELECT count(*) FROM {table}").fetchall() == [(1,)]
+
+
+def test_settling_keeps_everything(ledger: Ledger) -> None:
+    ledger.load(batch(observations(observation(response_id="r"))))
+    before = calls(ledger)
+    ledger.settle()
+    assert calls(ledger) == before
+    ledger.load(batch(observations(observation(response_id="s"))))
+    assert len(calls(ledger)) == 2
