@@ -91,6 +91,43 @@ OBSERVATIONS: Final[Schema] = {
     "attributes": pl.Binary(),  # allow-listed attributes of record and resource, raw times: see `kept`
 }
 
+METRIC_POINTS: Final[Schema] = {  # data points of metrics that tell tokens or cost; never calls
+    "id_hi": pl.UInt64(),  # stream, start and time
+    "id_lo": pl.UInt64(),
+    "stream_hi": pl.UInt64(),  # resource, scope, metric and the point's attributes
+    "stream_lo": pl.UInt64(),
+    "journal_offset": pl.Int64(),
+    "received_at": TIME,
+    "started_at": TIME,  # since when the value counts; NULL: not told
+    "measured_at": TIME,  # until when; never NULL
+    "scope": pl.String(),
+    "scope_version": pl.String(),
+    "name": pl.String(),  # of the metric
+    "emitter": pl.String(),  # the same name that the emitter's calls have
+    "service": pl.String(),
+    "instance": pl.String(),
+    "agent": pl.String(),
+    "session_id": pl.String(),
+    "user_id": pl.String(),
+    "account_id": pl.String(),
+    "team": pl.String(),
+    "project": pl.String(),
+    "environment": pl.String(),
+    "provider_name": pl.String(),
+    "server_address": pl.String(),
+    "request_model": pl.String(),
+    "response_model": pl.String(),
+    "access_hint": pl.String(),
+    "access_evidence": pl.String(),
+    "operation": pl.String(),
+    "temporality": pl.String(),  # 'delta' (add up), 'cumulative' (since started_at) or 'gauge'
+    "quantity": pl.String(),  # 'input_tokens', 'cache_read_tokens', ..., 'total_tokens' or 'cost_usd'
+    "value": pl.Float64(),  # tokens, or USD; whole for tokens; of histograms the sum
+    "count": pl.Int64(),  # how many measurements a histogram's sum is of (calls, mostly); NULL of sums
+    "input_excludes_cache": pl.Boolean(),  # what 'input_tokens' means in this stream
+    "output_excludes_reasoning": pl.Boolean(),
+}
+
 LINKS: Final[Schema] = {
     "trace_hi": pl.UInt64(),
     "trace_lo": pl.UInt64(),

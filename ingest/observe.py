@@ -25,7 +25,7 @@ from .dialect_match import Matched, match
 from .fields import UNTOLD, Anomalies, Reader
 from .identity import log_identity, span_identity
 from .kept import exact, packed, spelled
-from .observation import OBSERVATIONS
+from .observation import METRIC_POINTS, OBSERVATIONS
 from .otlp_columns import LOG, SIGNALS, SPAN
 from .scan import Ints, Mask, Words
 from .texts import as_series, checked_series, distinct, text_series
@@ -43,19 +43,23 @@ _NO_OUTPUT: Final = frozenset({"embeddings", "rerank"})
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """`observations` (OBSERVATIONS), `links` (LINKS), `rejects` (REJECTS), `unrecognised` (UNRECOGNISED)."""
+    """`observations` (OBSERVATIONS), `links` (LINKS), `rejects` (REJECTS), `unrecognised` (UNRECOGNISED),
+    `metric_points` (METRIC_POINTS).
+    """
 
     observations: pl.DataFrame
     links: pl.DataFrame
     rejects: pl.DataFrame
     unrecognised: pl.DataFrame
+    metric_points: pl.DataFrame
 
 
 def observe(decoded: Decoded, *, keep_emails: bool = False) -> Observed:
     """Applies the dialects to a decoded batch."""
     matched = match(decoded)
     observations = _Observer(decoded, matched, keep_emails=keep_emails).frame()
-    return Observed(observations, decoded.links, decoded.rejects, matched.unrecognised)
+    points = pl.DataFrame(schema=METRIC_POINTS)
+    return Observed(observations, decoded.links, decoded.rejects, matched.unrecognised, points)
 
 
 class _Observer:
