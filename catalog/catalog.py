@@ -14,8 +14,8 @@ import polars as pl
 
 from catalog.accounts import AccountRule, fitting_rules
 from catalog.explain import explain_call
-from catalog.findings import access_findings
 from catalog.finder import PriceFinder
+from catalog.findings import access_findings
 from catalog.load import load_table
 from catalog.provider_book import Book, load_book
 from catalog.rate import Rater
@@ -135,7 +135,7 @@ class Catalog:
         return self._rater.rate(calls)
 
     def findings(self, calls: pl.DataFrame) -> pl.DataFrame:
-        """Find conflicts of access among resolved calls: flips inside a session, plan keys on metered doors."""
+        """Find conflicts of access among resolved calls: flips in a session, plan keys on metered doors."""
         return access_findings(calls, self._book, accounts=self._accounts)
 
     def explain(self, call: Mapping[str, Any]) -> dict[str, Any]:
