@@ -80,7 +80,7 @@ class Pricing(Protocol):
 
 def charge(fused: pl.DataFrame, pricing: Pricing, *, now: datetime) -> pl.DataFrame:
     """Rows of `calls` (without `revision`) from fused observations (`billing.fusion.fuse`)."""
-    facts = _facts(_merge(fused.filter(pl.col("role") == COUNTED)))
+    facts = _facts(_merge(fused.filter("stands")))
     return _finish(pricing.rate(pricing.resolve(facts)), now)
 
 
@@ -107,7 +107,7 @@ def _merge(fused: pl.DataFrame) -> pl.DataFrame:
     crowded = pl.len().over("group") > 1
     single = fused.filter(~crowded).with_columns(pl.lit(1, pl.Int32).alias("observation_count"))
     several = fused.filter(crowded)
-    columns = [*_IDENTITY, *_INNER, *_OUTER, "signal", "status", "error_type", "observation_count"]
+    columns = [*_IDENTITY, *_INNER, *_OUTER, "role", "signal", "status", "error_type", "observation_count"]
     if several.is_empty():
         return single.select(columns)
     return pl.concat([single.select(columns), _merged(several).select(columns)])
@@ -115,14 +115,18 @@ def _merge(fused: pl.DataFrame) -> pl.DataFrame:
 
 def _merged(several: pl.DataFrame) -> pl.DataFrame:
     inward = several.sort("group", "rank", *_IDENTITY)
-    failed = (pl.col("status") == "error").all()
-    first = [pl.col(column).drop_nulls().first() for column in (*_INNER, "signal")]
-    inner = inward.group_by("group", maintain_order=True).agg(
-        *(pl.col(column).sort_by(*_IDENTITY).first() for column in _IDENTITY),
-        *first,
-        pl.len().cast(pl.Int32).alias("observation_count"),
-        pl.when(failed).then(pl.lit("error")).otherwise(pl.lit("ok")).alias("status"),
-        pl.when(failed).then(pl.col("error_type").drop_nulls().first()).alias("error_type"),
+    first = [pl.col(column).drop_nulls().first() for column in (*_INNER, "role", "signal")]
+    inner = (
+        inward.group_by("group", maintain_order=True)
+        .agg(
+            *(pl.col(column).sort_by(*_IDENTITY).first() for column in _IDENTITY),
+            *first,
+            pl.len().cast(pl.Int32).alias("observation_count"),
+            _failed().alias("failed"),
+            _outcome("error_type").alias("error_type"),
+            *(_largest(column) for column in ("input_tokens", "output_tokens")),
+        )
+        .with_columns(_inputs(), _outputs(), *_status())
     )
     outward = several.sort("group", "rank", *_IDENTITY, descending=[False, True, False, False])
     outer = outward.group_by("group", maintain_order=True).agg(
@@ -131,13 +135,50 @@ def _merged(several: pl.DataFrame) -> pl.DataFrame:
     return inner.join(outer, on="group")
 
 
+def _failed() -> pl.Expr:
+    """An error wins over silence, not over tokens: what failed for good carries none."""
+    error = (pl.col("status") == "error").fill_null(value=False)
+    silent = pl.col("input_tokens").is_null() & pl.col("output_tokens").is_null()
+    return (error.any() & silent.all()) | error.all()
+
+
+def _outcome(column: str) -> pl.Expr:
+    return pl.col(column).filter(pl.col("status") == "error").drop_nulls().first()
+
+
+def _status() -> list[pl.Expr]:
+    return [
+        pl.when("failed").then(pl.lit("error")).otherwise(pl.lit("ok")).alias("status"),
+        pl.when("failed").then("error_type"),
+    ]
+
+
+def _largest(column: str) -> pl.Expr:
+    return pl.col(column).max().alias(f"{column}_largest")
+
+
+def _inputs() -> pl.Expr:
+    """The innermost record's, unless that leaves out exactly the cached tokens."""
+    cached = pl.col("cache_read_tokens").fill_null(0) + pl.col("cache_write_tokens").fill_null(0)
+    left_out = pl.col("input_tokens_largest") - pl.col("input_tokens") == cached
+    return pl.when(left_out).then("input_tokens_largest").otherwise("input_tokens").alias("input_tokens")
+
+
+def _outputs() -> pl.Expr:
+    """The innermost record's, unless that leaves out exactly the reasoning, or is a placeholder 1."""
+    left_out = pl.col("output_tokens_largest") - pl.col("output_tokens") == pl.col("reasoning_tokens")
+    largest = left_out | (pl.col("output_tokens") == 1)
+    return pl.when(largest).then("output_tokens_largest").otherwise("output_tokens").alias("output_tokens")
+
+
 def _facts(merged: pl.DataFrame) -> pl.DataFrame:
     """The merged rows under the names of `calls`."""
     wall_ms = (pl.col("ended_at") - pl.col("started_at")).dt.total_microseconds() / 1000
     return merged.with_columns(
         call_id(*_IDENTITY).alias("call_id"),
         pl.col("duration_ms").fill_null(wall_ms),
-        pl.col("signal").alias("basis"),
+        pl.col("status").fill_null("ok"),
+        pl.when(pl.col("role") == COUNTED).then("signal").otherwise(pl.lit("aggregate")).alias("basis"),
         pl.lit(1, pl.Int64).alias("call_count"),
         pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
         hex_digits("span_id"),

@@ -1,9 +1,10 @@
 """Several observations of one model call become one call.
 
 Fusion is a pure function of a set of observations and span links: the order of arrival, the split into
-batches, redelivery and late parents cannot change it. It joins on provider-minted ids and on ancestry within
-a trace, and it refuses to join two records of one layer (a signal and a scope), two different ids of one
-kind, records whose tokens contradict each other, or records that do not overlap in time.
+batches, redelivery and late parents cannot change it. It joins, strongest first, on provider-minted ids, on
+ancestry within a trace and on fingerprints, and it refuses to join two records of one layer, two different
+ids of one kind, records whose tokens contradict each other, or records that do not overlap in time.
+Aggregates are never joined: one stands for itself until calls that it repeats are known.
 """
 
 from __future__ import annotations
@@ -13,60 +14,122 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
+from billing import fingerprint
+from billing.ancestry import TRACE, nearest_above
+from billing.standing import covered
+
 SLACK = timedelta(seconds=5)
 """How far apart two records of one call may lie: exporters stamp logs after the span they tell of."""
 HORIZON = timedelta(hours=1)
 """How far apart the starts of two records of one call may lie; bounds what a batch has to look up."""
-MAX_HOPS = 64
-"""How many spans ancestry may pass over; also what ends a walk through a cycle of parents."""
 MAX_SHARED = 64
-"""An id on more overlapping records than this is not an id; such records stay apart."""
-
-_SPAN = ["trace_hi", "trace_lo", "span_id"]
-_TRACE = ["trace_hi", "trace_lo"]
-_IDENTITY = ["id_hi", "id_lo"]
-_STRENGTH_ID, _STRENGTH_ANCESTRY = 0, 1
-_EDGES = {"a": pl.UInt32, "b": pl.UInt32, "strength": pl.Int32}
-
+"""An id on more overlapping records than this is not an id; such records are told apart by other means."""
 MAX_COMPONENT = 1024
 """More records than this hang together only in hostile telemetry; they stay apart."""
+WEAK_ID_BYTES = 18
+"""Shorter ids repeat in the wild (`chatcmpl-123`): they join only records of one service and server."""
+CROWDED = "{}:not_unique"
+"""The anomaly of an id that stands on more records than one call can have."""
+
+_IDENTITY = ["id_hi", "id_lo"]
+_IDS = ("response_id", "request_id")
+_STRENGTH_ID, _STRENGTH_ANCESTRY = 0, 1
+_EDGES = {"a": pl.UInt32, "b": pl.UInt32, "strength": pl.Int32}
 
 Edge = tuple[int, int]
 
 
 def fuse(observations: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    """The observations in order of identity, with `group`: the row of the group's smallest identity."""
-    rows = observations.sort(_IDENTITY).with_row_index("row")
-    edges = _compatible(rows, pl.concat([_id_edges(rows), _ancestry_edges(rows, links)]))
-    groups = _groups(rows, edges)
-    return rows.with_columns(pl.Series("group", groups, dtype=pl.UInt32)).drop("row")
+    """The observations in order of identity, with `group`, the row of the group's smallest identity, and
+    `stands`: false for an aggregate whose calls are known (its group is then one of theirs).
+
+    What could not be believed is noted in `anomalies`.
+    """
+    rows = observations.sort(_IDENTITY).with_row_index("row").with_columns(voice())
+    calls = _without_crowded(rows.filter(pl.col("role") == "call"))
+    labels = np.arange(len(rows), dtype=np.uint32)
+    if calls["voice"].n_unique() > 1:
+        edges = pl.concat([_id_edges(calls), _ancestry_edges(calls, links)])
+        labels = fingerprint.pair(calls, _joined(calls, labels, _compatible(calls, edges)))
+    stands = np.ones(len(rows), dtype=np.bool_)
+    if len(calls) < len(rows):
+        labels, stands = covered(rows, labels, links)
+    named = [pl.Series("group", labels, dtype=pl.UInt32), pl.Series("stands", stands)]
+    return _noted(rows, calls).with_columns(*named).drop("row", "voice")
+
+
+def voice() -> pl.Expr:
+    """What no two records of one call have in common: the layer, and of logs also which event it is."""
+    event = pl.concat_str("layer", "name", separator=":", ignore_nulls=True)
+    return pl.when(pl.col("signal") == "log").then(event).otherwise("layer").alias("voice")
 
 
 def traces_to_walk(observations: pl.DataFrame) -> pl.DataFrame:
-    """The traces (trace_hi, trace_lo) in which ancestry can join something: records of two layers or more."""
-    told = observations.filter(pl.col("trace_lo").is_not_null())
-    layers = told.group_by(_TRACE).agg(pl.col("layer").n_unique().alias("layers"))
-    return layers.filter(pl.col("layers") > 1).select(_TRACE)
+    """The traces (trace_hi, trace_lo) in which ancestry can join or cover something: those with records of
+    two layers or more, or with an aggregate. Reads TRACE, `signal`, `layer`, `name` and `role`.
+    """
+    told = observations.lazy().filter(pl.col("trace_lo").is_not_null()).with_columns(voice())
+    aggregate = (pl.col("role") == "aggregate").any()
+    several = told.group_by(TRACE).agg(
+        (pl.col("voice").n_unique() > 1).alias("layers"), aggregate.alias("agg")
+    )
+    return several.filter(pl.col("layers") | pl.col("agg")).select(TRACE).collect()
 
 
-def _id_edges(rows: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([_shared(rows, key) for key in ("response_id", "request_id")])
+def _noted(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """The rows, with an anomaly where an id was put out of account."""
+    for key in _IDS:
+        lost = calls.filter(pl.col(key).is_null())["row"]
+        if len(lost) == rows.filter(pl.col("role") == "call")[key].null_count():
+            continue
+        told = pl.col("row").is_in(lost.implode()) & pl.col(key).is_not_null()
+        note = pl.lit([CROWDED.format(key)], pl.List(pl.String))
+        noted = pl.col("anomalies").list.set_union(note)
+        rows = rows.with_columns(pl.when(told).then(noted).otherwise("anomalies").alias("anomalies"))
+    return rows
 
 
-def _shared(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+def _without_crowded(calls: pl.DataFrame) -> pl.DataFrame:
+    """The calls with those ids put out of account that are on too many of them at one time."""
+    for key in _IDS:
+        often = (
+            calls.lazy().filter(pl.col(key).is_not_null()).filter(pl.len().over(key) > MAX_SHARED).collect()
+        )
+        if often.is_empty():
+            continue
+        reach = [(pl.col("started_at") - SLACK).alias("since"), (pl.col("ended_at") + SLACK).alias("until")]
+        clusters = fingerprint.clustered(often.with_columns(reach), [key])
+        crowd = clusters.filter(pl.len().over("cluster") > MAX_SHARED).select("row", crowd=pl.lit(value=True))
+        marked = calls.join(crowd, on="row", how="left", maintain_order="left")
+        calls = marked.with_columns(pl.when(pl.col("crowd").is_null()).then(key)).drop("crowd")
+    return calls
+
+
+def _id_edges(calls: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([_shared(calls, key) for key in _IDS])
+
+
+def _shared(calls: pl.DataFrame, key: str) -> pl.DataFrame:
     """Pairs of records of different layers that carry the same id."""
-    crowd = pl.len().over(key)
+    place = ["row", "voice", key, "service", "server_address", "started_at", "ended_at"]
     side = (
-        rows.lazy()
+        calls.lazy()
         .filter(pl.col(key).is_not_null())
-        .select("row", "layer", key)
-        .filter((pl.col("layer").n_unique().over(key) > 1) & (crowd <= MAX_SHARED))
+        .select(place)
+        .filter(pl.col("voice").n_unique().over(key) > 1)
         .collect()
     )
     pairs = side.join(side, on=key, suffix="_b").filter(
-        (pl.col("row") < pl.col("row_b")) & (pl.col("layer") != pl.col("layer_b"))
+        pl.col("row") < pl.col("row_b"), pl.col("voice") != pl.col("voice_b"), _overlap(), _same_server(key)
     )
     return _edges(pairs, _STRENGTH_ID)
+
+
+def _same_server(key: str) -> pl.Expr:
+    """Short ids repeat: they are of one call only where service and server do not differ."""
+    server = (pl.col("server_address") == pl.col("server_address_b")).fill_null(value=True)
+    near = pl.col("service").eq_missing(pl.col("service_b")) & server
+    return (pl.col(key).str.len_bytes() >= WEAK_ID_BYTES) | near
 
 
 def _edges(pairs: pl.DataFrame, strength: int) -> pl.DataFrame:
@@ -74,60 +137,29 @@ def _edges(pairs: pl.DataFrame, strength: int) -> pl.DataFrame:
     return pairs.select(low.alias("a"), high.alias("b"), pl.lit(strength, pl.Int32).alias("strength"))
 
 
-def _ancestry_edges(rows: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+def _ancestry_edges(calls: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     """Pairs of a record and the nearest call record above it in its trace."""
-    told = rows.join(traces_to_walk(rows), on=_TRACE, how="semi")
-    if told.is_empty():
+    inside = calls.join(traces_to_walk(calls), on=TRACE, how="semi")
+    if inside.is_empty():
         return pl.DataFrame(schema=_EDGES)
-    is_span = pl.col("signal") == "span"
-    spans = told.filter(is_span & pl.col("span_id").is_not_null())
-    nodes = spans.select(*_SPAN, pl.col("row").alias("row_b")).unique(
-        _SPAN, keep="first", maintain_order=True
-    )
-    parents = _parents(spans, links)
-    at = pl.when(is_span).then(pl.col("parent_span_id")).otherwise(pl.col("span_id"))
-    cursors = told.select("row", *_TRACE, at.alias("span_id")).drop_nulls()
-    return _edges(_climb(cursors, nodes, parents), _STRENGTH_ANCESTRY)
+    return _edges(nearest_above(inside, inside, links), _STRENGTH_ANCESTRY)
 
 
-def _parents(spans: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    columns = [*_SPAN, "parent_span_id"]
-    known = pl.concat([links.select(columns), spans.select(columns)]).drop_nulls()
-    return known.sort(columns).unique(_SPAN, keep="first", maintain_order=True)
-
-
-def _climb(cursors: pl.DataFrame, nodes: pl.DataFrame, parents: pl.DataFrame) -> pl.DataFrame:
-    """Walk all cursors up together until each meets a call record; rows (row, row_b)."""
-    met: list[pl.DataFrame] = []
-    for _ in range(MAX_HOPS):
-        if cursors.is_empty():
-            break
-        here = cursors.join(nodes, on=_SPAN, how="left")
-        met.append(here.filter(pl.col("row_b").is_not_null() & (pl.col("row_b") != pl.col("row"))))
-        above = here.filter(pl.col("row_b").is_null()).join(parents, on=_SPAN)
-        cursors = above.select("row", *_TRACE, pl.col("parent_span_id").alias("span_id"))
-    columns = ["row", "row_b"]
-    return (
-        pl.concat([part.select(columns) for part in met])
-        if met
-        else pl.DataFrame(schema={"row": pl.UInt32, "row_b": pl.UInt32})
-    )
-
-
-def _compatible(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs (a, b, ...) whose two records may be one call, strongest and nearest first, each once."""
+def _compatible(calls: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs (a, b) whose two records may be one call, strongest and nearest first, each once."""
     if pairs.is_empty():
         return pairs.select("a", "b")
-    sides = pairs.join(rows.select(_FACTS), left_on="a", right_on="row").join(
-        rows.select(_FACTS), left_on="b", right_on="row", suffix="_b"
+    facts = calls.select(*_FACTS, _silent())
+    sides = pairs.join(facts, left_on="a", right_on="row").join(
+        facts, left_on="b", right_on="row", suffix="_b"
     )
     return (
         sides.filter(
-            pl.col("layer") != pl.col("layer_b"),
+            (pl.col("voice") != pl.col("voice_b")) | (pl.col("silent") != pl.col("silent_b")),
             _overlap(),
             _agree("response_id"),
             _agree("request_id"),
-            _agree("input_tokens"),
+            _inputs_agree(),
             _outputs_agree(),
         )
         .with_columns((pl.col("started_at") - pl.col("started_at_b")).abs().alias("apart"))
@@ -139,15 +171,27 @@ def _compatible(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 _FACTS = (
     "row",
-    "layer",
+    "voice",
     "started_at",
     "ended_at",
     "response_id",
     "request_id",
     "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
     "output_tokens",
     "reasoning_tokens",
 )
+
+
+def _silent() -> pl.Expr:
+    """A log that tells neither tokens nor ids nor a failure: the half of an event before the answer.
+
+    It goes with its span and does not stand in the way of the half that tells.
+    """
+    nothing = pl.all_horizontal(pl.col(c).is_null() for c in ("input_tokens", "output_tokens", *_IDS))
+    failed = (pl.col("status") == "error").fill_null(value=False)
+    return (nothing & (pl.col("signal") == "log") & ~failed).alias("silent")
 
 
 def _overlap() -> pl.Expr:
@@ -162,27 +206,40 @@ def _agree(column: str) -> pl.Expr:
     return (pl.col(column) == pl.col(f"{column}_b")).fill_null(value=True)
 
 
+def _inputs_agree() -> pl.Expr:
+    """Equal, or apart by exactly the cached tokens that one of the two leaves out."""
+    apart = (pl.col("input_tokens") - pl.col("input_tokens_b")).abs()
+    cached = [
+        pl.col(f"cache_read_tokens{side}").fill_null(0) + pl.col(f"cache_write_tokens{side}").fill_null(0)
+        for side in ("", "_b")
+    ]
+    return ((apart == 0) | (apart == cached[0]) | (apart == cached[1])).fill_null(value=True)
+
+
 def _outputs_agree() -> pl.Expr:
-    """Equal, or apart by exactly the reasoning that one of the two leaves out."""
+    """Equal, apart by exactly the reasoning that one leaves out, or wrong by a stream's placeholder.
+
+    Anthropic's `message_start` says 1 output token before any is there: some take that for the figure, some
+    add it to the figure.
+    """
     apart = (pl.col("output_tokens") - pl.col("output_tokens_b")).abs()
     reasoning = (apart == pl.col("reasoning_tokens")) | (apart == pl.col("reasoning_tokens_b"))
-    return ((apart == 0) | reasoning.fill_null(value=False)).fill_null(value=True)
+    placeholder = (apart == 1) | (pl.min_horizontal("output_tokens", "output_tokens_b") == 1)
+    return ((apart == 0) | reasoning.fill_null(value=False) | placeholder).fill_null(value=True)
 
 
-def _groups(rows: pl.DataFrame, edges: pl.DataFrame) -> np.ndarray:
+def _joined(calls: pl.DataFrame, labels: np.ndarray, edges: pl.DataFrame) -> np.ndarray:
     """The smallest row of each row's group."""
-    labels = np.arange(len(rows), dtype=np.uint32)
     if edges.is_empty():
         return labels
-    component = _components(labels.copy(), edges["a"].to_numpy(), edges["b"].to_numpy())
-    sizes = np.bincount(component, minlength=len(rows))
-    allowed = _compatible(rows, _pairs_within(component, sizes))
-    whole = np.bincount(component[allowed["a"].to_numpy()], minlength=len(rows)) == sizes * (sizes - 1) // 2
+    a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
+    component = _components(labels.copy(), a, b)
+    sizes = np.bincount(component, minlength=len(labels))
+    allowed = _compatible(calls, _pairs_within(component, sizes))
+    whole = np.bincount(component[allowed["a"].to_numpy()], minlength=len(labels)) == sizes * (sizes - 1) // 2
     labels[whole[component]] = component[whole[component]]
-    torn = ~whole[component[edges["a"].to_numpy()]] & (
-        sizes[component[edges["a"].to_numpy()]] <= MAX_COMPONENT
-    )
-    for leader, member in _greedy(edges.filter(torn).rows(), set(allowed.rows())):
+    torn = ~whole[component[a]] & (sizes[component[a]] <= MAX_COMPONENT)
+    for leader, member in _greedy(edges.filter(torn).rows(), set(allowed.rows()) if torn.any() else set()):
         labels[member] = leader
     return labels
 

@@ -21,6 +21,7 @@ from billing import spend, tables
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.fusion import HORIZON, fuse
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
+from billing.standing import telling
 from billing.store import append, connect, frames, read
 from ingest.observation import LINKS, OBSERVATIONS
 
@@ -90,13 +91,15 @@ class Commit:
 class Ledger:
     """The open ledger. One thread writes; others take a `cursor`."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, epoch: str, pricing: Pricing) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, *, epoch: str, pricing: Pricing, news_until: int = 0
+    ) -> None:
         self._db = connection
         self._epoch = epoch
         self._pricing = pricing
         self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
         self.position = _number(connection, "SELECT max(position) FROM commits WHERE epoch = ?", epoch)
-        self._feed = spend.SpendFeed(connection, epoch=epoch)
+        self._feed = spend.SpendFeed(connection, epoch=epoch, news_until=news_until)
 
     @classmethod
     def open(
@@ -108,10 +111,14 @@ class Ledger:
         memory_limit: str = "512MB",
         threads: int = 2,
         wait_s: float = 60,
+        news_until: int = 0,
     ) -> Ledger:
-        """Open or create the ledger for the journal of this epoch; see `store.connect` for the errors."""
+        """Open or create the ledger for the journal of this epoch; see `store.connect` for the errors.
+
+        Reservations journaled before `news_until` are told to the front in full: it was not there then.
+        """
         connection = connect(path, memory_limit=memory_limit, threads=threads, wait_s=wait_s)
-        return cls(connection, epoch=epoch, pricing=pricing)
+        return cls(connection, epoch=epoch, pricing=pricing, news_until=news_until)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own on the same database, for another thread."""
@@ -153,6 +160,7 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
             self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])
             self._db.execute("DELETE FROM dirty_hours WHERE commit_no <= ?", [published_commit])
             self._db.execute("DELETE FROM commits WHERE commit_no < ?", [self._commit_no])
 
@@ -174,16 +182,18 @@ class Ledger:
             [seed, related(self._db, seed, pl.DataFrame(schema=LINKS)).select(seed.columns)]
         )
         fused = fuse(everything, stored_links(self._db, everything))
-        return fused.filter(pl.col("group") == fused.join(smallest, on=IDENTITY)["group"][0]).drop("group")
+        group = fused.join(smallest, on=IDENTITY)["group"][0]
+        return fused.filter(pl.col("group") == group, "stands").drop("group", "stands")
 
     def _write(self, batch: Batch, commit_no: int, now: datetime) -> Commit:
         fresh = unseen(self._db, batch.observations)
-        removed, written = self._write_calls(fresh, batch.links, commit_no)
+        removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
         append(self._db, "observations", fresh, commit_no=commit_no)
         self._append_links(batch.links, commit_no)
         self._count_unrecognised(batch.unrecognised)
         append(self._db, "rejects", batch.rejects)
         self._feed.apply_controls(batch.controls)
+        removed, written = self._settle(removed, written, commit_no)
         self._mark_dirty(removed, written, commit_no)
         self._db.execute(
             "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
@@ -198,8 +208,9 @@ class Ledger:
 
     def _write_calls(
         self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
-    ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        counted = fresh.filter(pl.col("role") == COUNTED)
+    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """The calls removed and written, and the fresh observations with what fusion noted about them."""
+        counted = fresh.filter((pl.col("role") == COUNTED) | telling())
         old = related(self._db, counted, links)
         everything = pl.concat([counted, old])
         walked = pl.concat([links.select(list(LINKS)), stored_links(self._db, everything)])
@@ -209,6 +220,33 @@ class Ledger:
         if len(removed):
             self._retire(removed.join(_heirs(fused), on="call_id", how="left"), commit_no)
         append(self._db, "calls", written, commit_no=commit_no)
+        self._feed.claim(fused, written)
+        self._keep_alone(fused)
+        return removed, written, _noted(fresh, fused)
+
+    def _keep_alone(self, fused: pl.DataFrame) -> None:
+        """Remember which aggregates stand for calls not known, so that those can be looked for."""
+        aggregates = fused.filter(pl.col("role") != COUNTED)
+        if aggregates.is_empty():
+            return
+        columns = [*IDENTITY, "trace_lo", "service", "session_id", "ended_at"]
+        with frames(self._db, told=aggregates.select(IDENTITY)):
+            self._db.execute(
+                "DELETE FROM aggregates_alone WHERE (id_hi, id_lo) IN (SELECT (id_hi, id_lo) FROM told)"
+            )
+        append(self._db, "aggregates_alone", aggregates.filter("stands").select(columns))
+
+    def _settle(
+        self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The same, with the settlements of reservations that telemetry replaces or has not told of yet."""
+        gone, come = self._feed.settle(self._pricing, now=datetime.now(UTC))
+        if len(gone):
+            self._retire(gone, commit_no)
+            removed = pl.concat([removed, gone.select(removed.columns).cast(dict(written.schema))])  # type: ignore[arg-type]
+        if len(come):
+            append(self._db, "calls", come, commit_no=commit_no)
+            written = pl.concat([written, come.select(written.columns)])
         return removed, written
 
     def _revised(self, charged: pl.DataFrame, old: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -319,6 +357,16 @@ def _count_revisions(written: pl.DataFrame, removed: pl.DataFrame) -> pl.DataFra
     return numbered.with_columns((pl.col("last").fill_null(0) + 1).cast(pl.Int32).alias("revision")).drop(
         "last"
     )
+
+
+def _noted(fresh: pl.DataFrame, fused: pl.DataFrame) -> pl.DataFrame:
+    """The fresh observations, with the anomalies that fusion noted."""
+    noted = fused.select(*IDENTITY, "anomalies").filter(pl.col("anomalies").list.len() > 0)
+    if noted.is_empty():
+        return fresh
+    joined = fresh.join(noted, on=IDENTITY, how="left", suffix="_now", maintain_order="left")
+    now = pl.coalesce("anomalies_now", "anomalies").alias("anomalies")
+    return joined.with_columns(now).drop("anomalies_now")
 
 
 def _heirs(fused: pl.DataFrame) -> pl.DataFrame:

@@ -12,23 +12,51 @@ from datetime import datetime
 import duckdb
 import polars as pl
 
-from billing.charges import COUNTED
-from billing.fusion import HORIZON, traces_to_walk
+from billing.ancestry import TRACE
+from billing.charges import COUNTED, call_id
+from billing.fingerprint import KEY_SQL, clustered, reach, told
+from billing.fusion import HORIZON, MAX_SHARED, SLACK, traces_to_walk
+from billing.standing import REACH
 from billing.store import frames, read
 from ingest.observation import LINKS, OBSERVATIONS
 
 IDENTITY = ["id_hi", "id_lo"]
-TRACE = ["trace_hi", "trace_lo"]
 Window = tuple[datetime, datetime]
 
 _MAX_ROUNDS = 16
 _MAX_WINDOWS = 8
+_MAX_ROWS = 200_000
+"""More stored records than this are not looked at for one batch: only hostile telemetry gets there."""
+_FLOOD = 4096
+"""Of more possible twins than this, at one time, only those that have found no partner are looked at."""
 _ROWS = """
-SELECT o.rowid AS row FROM observations o
-WHERE o.started_at BETWEEN ? AND ? AND o.role = ?
+SELECT o.rowid AS row, o.response_key, o.request_key, o.trace_lo, o.started_at, o.ended_at FROM observations o
+WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call'
   AND (o.response_key IN (SELECT md5_number_lower(response_id) FROM responses)
     OR o.request_key IN (SELECT md5_number_lower(request_id) FROM requests)
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
+"""
+_ALIKE = """
+SELECT o.rowid AS row FROM observations o
+WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND EXISTS (
+  SELECT 1 FROM prints p WHERE p.key = o.fingerprint_key
+    AND o.started_at <= p.until AND o.ended_at >= p.since
+    AND NOT (p.all_response AND o.response_key IS NOT NULL)
+    AND NOT (p.all_request AND o.request_key IS NOT NULL)
+    AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event)))
+"""
+_ALONE = """
+SELECT o.rowid AS row FROM observations o
+WHERE o.started_at <= ? AND o.ended_at >= ? AND o.role = 'aggregate' AND (o.id_hi, o.id_lo) IN (
+  SELECT (a.id_hi, a.id_lo) FROM aggregates_alone a
+  WHERE a.trace_lo IN (SELECT trace_lo FROM traces) OR a.service IN (SELECT service FROM sources)
+    OR a.session_id IN (SELECT session_id FROM sources))
+"""
+_REPEATED = """
+SELECT o.rowid AS row FROM observations o
+WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call' AND EXISTS (
+  SELECT 1 FROM alone a WHERE o.started_at BETWEEN a.since AND a.until
+    AND (o.session_id = a.session_id OR (o.input_tokens = a.input_tokens AND o.service = a.service)))
 """
 
 
@@ -102,40 +130,150 @@ class _Keys:
     @classmethod
     def of(cls, observations: pl.DataFrame, links: pl.DataFrame) -> _Keys:
         """The keys of observations, and the traces of links."""
-        places = pl.concat([observations.select(*TRACE, "started_at"), links.select(*TRACE, "started_at")])
+        last = pl.col("started_at").alias("ended_at")
+        places = pl.concat(
+            [observations.select(*TRACE, "started_at", "ended_at"), links.select(*TRACE, "started_at", last)]
+        )
         traced = pl.col("trace_lo").is_not_null()
         keyed = observations.filter(pl.col("response_id").is_not_null() | pl.col("request_id").is_not_null())
+        times = ["started_at", "ended_at"]
         return cls(
             responses=observations.select("response_id").drop_nulls().unique(),
             requests=observations.select("request_id").drop_nulls().unique(),
             traces=places.filter(traced).select(TRACE).unique(),
-            asked=pl.concat([places.filter(traced).select("started_at"), keyed.select("started_at")]),
+            asked=pl.concat([places.filter(traced).select(times), keyed.select(times)]),
         )
 
 
 def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     """Stored observations that may be of one call with these, and those related to them in turn."""
     known, frontier, places = fresh, fresh, links
+    lonely = _any_alone(connection)
     for _ in range(_MAX_ROUNDS):
         keys = _Keys.of(frontier, places)
-        stored = _carrying(connection, keys)
-        if stored.is_empty():
-            break
-        stored = stored.join(known, on=IDENTITY, how="anti")
-        news = _able_to_join(stored, known, keys)
+        named = _able_to_join(_carrying(connection, keys, known), known, keys)
+        found = [named, _alike(connection, frontier)]
+        if lonely:
+            found.append(_alone(connection, frontier, keys))
+        found.append(_repeated(connection, frontier))
+        news = pl.concat([part for part in found if len(part)] or [named])
         if news.is_empty():
+            break
+        news = news.unique(IDENTITY).join(known, on=IDENTITY, how="anti")
+        if news.is_empty() or len(known) - len(fresh) + len(news) > _MAX_ROWS:
             break
         known, frontier, places = pl.concat([known, news.select(known.columns)]), news, links.clear()
     return known.slice(len(fresh))
 
 
-def _carrying(connection: duckdb.DuckDBPyConnection, keys: _Keys) -> pl.DataFrame:
-    """Counted observations that carry one of the keys near one of the times."""
+def _carrying(connection: duckdb.DuckDBPyConnection, keys: _Keys, known: pl.DataFrame) -> pl.DataFrame:
+    """Stored calls that carry one of the keys near one of the times."""
     found = []
     with frames(connection, responses=keys.responses, requests=keys.requests, traces=keys.traces):
-        for _, (low, high) in by_day(keys.asked, column="started_at"):
-            found.append(read(connection, _ROWS, [low - HORIZON, high + HORIZON, COUNTED]))
+        for part, (low, high) in by_day(keys.asked, column="started_at"):
+            last = max(high, window_of(part, column="ended_at")[1])
+            rows = read(connection, _ROWS, [low - HORIZON, last + HORIZON])
+            found.append(_thinned(rows, known))
     return observations(connection, pl.concat(found).unique()) if found else pl.DataFrame(schema=OBSERVATIONS)
+
+
+def _thinned(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """The row numbers, without most of those of an id that stands on very many records at these times.
+
+    As many stay as show fusion that the id is not one.
+    """
+    if len(rows) <= MAX_SHARED:
+        return rows.select("row")
+    first, last = known["started_at"].min(), known["ended_at"].max()
+    near = pl.col("started_at").le(pl.lit(last) + SLACK) & pl.col("ended_at").ge(pl.lit(first) - SLACK)
+    for key in ("response_key", "request_key"):
+        often = pl.col(key).is_not_null() & (pl.len().over(key) > MAX_SHARED)
+        enough = pl.col("row").cum_count().over(key) <= 2 * MAX_SHARED
+        rows = rows.filter(~often | near).filter(~often | enough)
+    return rows.select("row")
+
+
+def _alike(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> pl.DataFrame:
+    """Stored calls that may be twins on another layer: of the same fingerprint at the same time."""
+    prints = _prints(frontier)
+    found = []
+    for part, (low, _) in by_day(prints, column="since"):
+        with frames(connection, asked=part):
+            connection.execute(
+                "CREATE OR REPLACE TEMP TABLE prints AS SELECT "
+                f"{KEY_SQL} AS key, * EXCLUDE (service, input_tokens, output_tokens, status) FROM asked"
+            )
+        last = window_of(part, column="until")[1]
+        found.append(read(connection, _ALIKE, [low - HORIZON, last, low]))
+    rows = pl.concat(found).unique() if found else pl.DataFrame()
+    stored = observations(connection, rows)
+    return stored if len(stored) <= _FLOOD else _single(connection, stored)
+
+
+def _single(connection: duckdb.DuckDBPyConnection, stored: pl.DataFrame) -> pl.DataFrame:
+    """The observations that are calls alone: in a flood of equal calls, those paired stay as they are."""
+    low, high = window_of(stored, column="started_at")
+    named = stored.with_columns(call_id(*IDENTITY).alias("call_id"))
+    with frames(connection, wanted=named.select("call_id")):
+        query = (
+            "SELECT call_id FROM calls WHERE started_at BETWEEN ? AND ? AND observation_count = 1 "
+            "AND call_id IN (SELECT call_id FROM wanted)"
+        )
+        single = read(connection, query, [low, high])
+    return named.join(single, on="call_id", how="semi").drop("call_id")
+
+
+def _prints(frontier: pl.DataFrame) -> pl.DataFrame:
+    """The fingerprints asked for: one row for each and each stretch of time, with what all askers share."""
+    asking = frontier.filter(pl.col("role") == COUNTED).with_columns(told().alias("told"), *reach())
+    asking = asking.filter(pl.col("told").is_not_null()).with_row_index("row")
+    if asking.is_empty():
+        return asking
+    only = {"layer": "layer", "event": "name"}
+    return (
+        clustered(asking, ["service", "told"])
+        .group_by("cluster")
+        .agg(
+            pl.col("service", "input_tokens", "output_tokens", "status").first(),
+            pl.col("since").min(),
+            pl.col("until").max(),
+            pl.col("response_id").is_not_null().all().alias("all_response"),
+            pl.col("request_id").is_not_null().all().alias("all_request"),
+            *(
+                pl.when(pl.col(c).n_unique() == 1).then(pl.col(c).first()).alias(name)
+                for name, c in only.items()
+            ),
+        )
+    )
+
+
+def _any_alone(connection: duckdb.DuckDBPyConnection) -> bool:
+    return connection.execute("SELECT 1 FROM aggregates_alone LIMIT 1").fetchone() is not None
+
+
+def _alone(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame, keys: _Keys) -> pl.DataFrame:
+    """Stored aggregates that stand for calls not known, which these records may make known."""
+    window = frontier.select("started_at", "ended_at").vstack(keys.asked.select("started_at", "ended_at"))
+    if window.is_empty():
+        return pl.DataFrame(schema=OBSERVATIONS)
+    (first, _), (_, last) = window_of(window, column="started_at"), window_of(window, column="ended_at")
+    sources = frontier.select("service", "session_id").unique()
+    with frames(connection, traces=keys.traces, sources=sources):
+        return observations(connection, read(connection, _ALONE, [last + HORIZON, first - HORIZON]))
+
+
+def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> pl.DataFrame:
+    """Stored calls within the time of these aggregates, of their session or with their figures."""
+    sums = frontier.filter(pl.col("role") != COUNTED).select(
+        *("service", "session_id", "input_tokens"),
+        (pl.col("started_at") - REACH).alias("since"),
+        (pl.col("ended_at") + REACH).alias("until"),
+    )
+    if sums.is_empty():
+        return pl.DataFrame(schema=OBSERVATIONS)
+    (first, _), (_, last) = window_of(sums, column="since"), window_of(sums, column="until")
+    with frames(connection, alone=sums):
+        return observations(connection, read(connection, _REPEATED, [first, last]))
 
 
 def observations(connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame) -> pl.DataFrame:
@@ -148,8 +286,10 @@ def observations(connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame) -> p
 
 
 def _able_to_join(stored: pl.DataFrame, known: pl.DataFrame, keys: _Keys) -> pl.DataFrame:
-    """Without the records that share but a trace in which all records are of one layer."""
-    columns = [*TRACE, "layer"]
+    """Without the records that share but a trace in which nothing can join or cover another."""
+    if stored.is_empty():
+        return stored
+    columns = [*TRACE, "signal", "layer", "name", "role"]
     walked = traces_to_walk(pl.concat([stored.select(columns), known.select(columns)]))
     by_id = pl.col("response_id").is_in(keys.responses["response_id"].implode()) | pl.col("request_id").is_in(
         keys.requests["request_id"].implode()

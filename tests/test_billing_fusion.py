@@ -10,6 +10,7 @@ from billing.fusion import fuse
 from tests.observed import NOON, link, links, observation, observations
 
 LOG = {"layer": "log:agent", "signal": "log"}
+UNTOLD = {"input_tokens": None, "output_tokens": None}
 
 
 def groups(*rows: dict[str, object], joined: pl.DataFrame | None = None) -> list[int]:
@@ -69,7 +70,7 @@ def test_two_different_response_ids_are_two_calls_even_in_one_line_of_descent() 
 
 def test_a_leaf_joins_the_record_above_it_over_nine_spans_between() -> None:
     outer = observation(trace_hi=1, trace_lo=1, span_id=100)
-    inner = observation(trace_hi=1, trace_lo=1, span_id=1, parent_span_id=2, layer="span:inner")
+    inner = observation(trace_hi=1, trace_lo=1, span_id=1, parent_span_id=2, layer="span:inner", **UNTOLD)
     between = [link(1, span, span + 1) for span in range(2, 10)] + [link(1, 10, 100)]
     assert groups(outer, inner, joined=links(*between)) == [0, 0]
     assert groups(outer, inner, joined=links(*between[1:])) == [0, 1], "a missing link breaks the line"
@@ -82,7 +83,7 @@ def test_a_log_joins_the_span_it_was_written_in() -> None:
 
 def test_a_cycle_of_parents_ends() -> None:
     one = observation(trace_hi=1, trace_lo=1, span_id=1, parent_span_id=2)
-    log = observation(trace_hi=1, trace_lo=1, span_id=3, **LOG)
+    log = observation(trace_hi=1, trace_lo=1, span_id=3, **LOG, **UNTOLD)
     assert groups(one, log, joined=links(link(1, 2, 3), link(1, 3, 2))) == [0, 1]
 
 
@@ -117,6 +118,11 @@ def test_log_span_and_the_sdk_below_it_are_one_call() -> None:
     assert groups(span, log, below) == [0, 0, 0]
 
 
-def test_one_id_on_very_many_records_joins_nothing() -> None:
-    rows = [observation(response_id="x", **(LOG if n % 2 else {})) for n in range(200)]
-    assert groups(*rows) == list(range(200))
+def test_one_id_on_very_many_records_is_no_id_and_noted_as_such() -> None:
+    rows = [
+        observation(response_id="x" * 30, input_tokens=n + 1, **(LOG if n % 2 else {})) for n in range(200)
+    ]
+    frame = observations(*rows)
+    fused = fuse(frame, links())
+    assert fused["group"].n_unique() == 200
+    assert fused["anomalies"].to_list() == [["response_id:not_unique"]] * 200

@@ -116,7 +116,15 @@ def test_a_merged_call_says_which_call_took_it_in(ledger: Ledger) -> None:
 def test_late_parents_join_what_was_apart(ledger: Ledger) -> None:
     outer = observation(trace_hi=1, trace_lo=1, span_id=10, response_id="r", id_hi=1, id_lo=1)
     inner = observation(
-        trace_hi=1, trace_lo=1, span_id=12, parent_span_id=11, layer="span:inner", id_hi=2, id_lo=2
+        trace_hi=1,
+        trace_lo=1,
+        span_id=12,
+        parent_span_id=11,
+        layer="span:inner",
+        id_hi=2,
+        id_lo=2,
+        input_tokens=None,
+        output_tokens=None,
     )
     ledger.load(batch(observations(inner)))
     ledger.load(batch(observations(outer)))
