@@ -21,6 +21,7 @@ from billing import spend, tables
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.fusion import HORIZON, fuse
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
+from billing.rollup import SLOT
 from billing.standing import telling
 from billing.store import append, connect, frames, read
 from ingest.observation import LINKS, OBSERVATIONS
@@ -161,7 +162,7 @@ class Ledger:
             self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
             self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
             self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])
-            self._db.execute("DELETE FROM dirty_hours WHERE commit_no <= ?", [published_commit])
+            self._db.execute("DELETE FROM dirty_slots WHERE commit_no <= ?", [published_commit])
             self._db.execute("DELETE FROM commits WHERE commit_no < ?", [self._commit_no])
 
     def observations_of(self, call: str, started_at: datetime) -> pl.DataFrame:
@@ -292,8 +293,8 @@ class Ledger:
 
     def _mark_dirty(self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int) -> None:
         touched = pl.concat([removed.select("started_at"), written.select("started_at")])
-        hours = touched.select(pl.col("started_at").dt.truncate("1h").alias("hour")).unique()
-        append(self._db, "dirty_hours", hours, commit_no=commit_no)
+        slots = touched.select(pl.col("started_at").dt.truncate(SLOT).alias("slot")).unique()
+        append(self._db, "dirty_slots", slots, commit_no=commit_no)
 
     def _count_unrecognised(self, counts: pl.DataFrame) -> None:
         if counts.is_empty():

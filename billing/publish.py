@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +20,9 @@ import polars as pl
 
 from billing import rollup, spend, tables
 from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
+from billing.slots import Slots
 from billing.store import append, attach, frames, read
 
-_CHUNK_ROWS = 250_000
 _REVISIONS = ", ".join(tables.names(tables.CALL_REVISIONS))
 _UNPRICED_VIEW = """
 CREATE OR REPLACE VIEW staging.unpriced_models AS
@@ -30,8 +30,8 @@ SELECT served_model, provider, model, sum(call_count) AS calls, sum(input_tokens
        sum(output_tokens) AS output_tokens, max(started_at) AS last_seen
 FROM calls WHERE cost_status = 'unpriced' GROUP BY ALL ORDER BY calls DESC
 """
-_DIRTY = "SELECT DISTINCT hour FROM dirty_hours WHERE commit_no > ? ORDER BY hour"
-_ALL_HOURS = "SELECT DISTINCT date_trunc('hour', started_at) AS hour FROM calls ORDER BY hour"
+_DIRTY = "SELECT DISTINCT slot FROM dirty_slots WHERE commit_no > ?"
+_ALL_SLOTS = "SELECT DISTINCT date_trunc('hour', started_at) AS slot FROM calls"
 
 log = logging.getLogger("tollbook.publish")
 
@@ -56,6 +56,7 @@ class Publisher:
         self._published = published
         self._epoch = epoch
         self._ledger_id = str(read(cursor, "SELECT ledger_id::VARCHAR AS id FROM schema_version")["id"][0])
+        self._slots = Slots(cursor)
         self._seals = Seals(cursor, published.parent / "sealed", above_calls=seal_above_calls)
         self.commit_no = 0
         self._attach()
@@ -89,6 +90,7 @@ class Publisher:
 
     def _lay_out(self) -> None:
         self._seals.lay_out()
+        self._slots.lay_out()
         for name, columns in tables.PUBLISHED.items():
             if name != "calls":
                 self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
@@ -137,27 +139,19 @@ class Publisher:
         )
 
     def _apply_rollups(self, since: int) -> None:
-        hours = read(self._db, _DIRTY if since else _ALL_HOURS, [since] if since else [])
-        for hour in hours["hour"]:
-            fresh = rollup.hourly(self._calls_of_hour(hour))
+        dirty = read(self._db, _DIRTY if since else _ALL_SLOTS, [since] if since else [])
+        dirty = dirty.with_columns(pl.col("slot").dt.truncate("1h").alias("hour")).sort("slot")
+        for (hour,), slots in dirty.group_by("hour", maintain_order=True):
+            fresh = rollup.hourly(self._slots.of_hour(hour, dirty=slots["slot"].to_list()))
             self._swap("usage_hourly", fresh, where="hour = ?", keys=[hour])
-        for day in hours["hour"].dt.date().unique():
+        for day in dirty["hour"].dt.date().unique():
             told = read(
                 self._db,
                 f"SELECT * FROM {STAGING}.usage_hourly WHERE hour >= ?::DATE AND hour < ?::DATE + 1",
                 [day, day],
             )
             self._swap("usage_daily", rollup.daily(told), where="day = ?", keys=[day])
-
-    def _calls_of_hour(self, hour: datetime) -> Iterator[pl.DataFrame]:
-        query = (
-            f"SELECT {', '.join(rollup.READS)} FROM calls "
-            "WHERE started_at >= ? AND started_at < ? + INTERVAL 1 HOUR"
-        )
-        for batch in self._db.execute(query, [hour, hour]).to_arrow_reader(_CHUNK_ROWS):
-            part = pl.from_arrow(batch)
-            assert isinstance(part, pl.DataFrame)
-            yield part
+        self._slots.forget_quiet_hours()
 
     def _swap(self, table: str, fresh: pl.DataFrame, *, where: str, keys: Sequence[object] = ()) -> None:
         self._db.execute(f"DELETE FROM {STAGING}.{table} WHERE {where}", list(keys))

@@ -1,7 +1,8 @@
 """Hourly and daily sums, recomputed whole for every dirty bucket by Polars.
 
-A bucket is never added to: it is computed anew from all calls of its hour, so any order of arrival,
-redelivery and revision gives the same sums, and the cost follows what changed, not what is stored.
+A bucket is never added to. A slot of a few seconds is computed anew from all its calls, an hour from its
+slots, a day from its hours, so any order of arrival, redelivery and revision gives the same sums, and the
+cost follows what changed, not what is stored.
 """
 
 from __future__ import annotations
@@ -19,12 +20,22 @@ READS = ("started_at", "status", "usage_known", "call_count", *_TOKENS, *_MONEY,
 """The columns of `calls` that a rollup reads."""
 
 
-def hourly(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """`usage_hourly` rows from parts of `calls` (columns `READS`) that hold the whole of their hours."""
-    partial = [_sum(_measures(part), ["hour", *ROLLUP_KEYS]) for part in parts if len(part)]
+SLOT = "10s"
+"""The smallest bucket: what a commit makes dirty, and what is read again."""
+
+
+def slots(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Sums per slot from parts of `calls` (columns `READS`) that together hold the whole of their slots."""
+    partial = [_sum(_measures(part), ["slot", *ROLLUP_KEYS]) for part in parts if len(part)]
     if not partial:
-        return pl.DataFrame(schema={"hour": pl.Datetime("us", "UTC"), **_SCHEMA})
-    return _sum(pl.concat(partial), ["hour", *ROLLUP_KEYS]).select("hour", *ROLLUP_KEYS, *SUMS)
+        return pl.DataFrame(schema={"slot": pl.Datetime("us", "UTC"), **_SCHEMA})
+    return _sum(pl.concat(partial), ["slot", *ROLLUP_KEYS]).select("slot", *ROLLUP_KEYS, *SUMS)
+
+
+def hourly(told: pl.DataFrame) -> pl.DataFrame:
+    """`usage_hourly` rows from the sums of all slots of whole hours."""
+    timed = told.with_columns(pl.col("slot").dt.truncate("1h").alias("hour"))
+    return _sum(timed, ["hour", *ROLLUP_KEYS]).select("hour", *ROLLUP_KEYS, *SUMS)
 
 
 def daily(hours: pl.DataFrame) -> pl.DataFrame:
@@ -34,10 +45,10 @@ def daily(hours: pl.DataFrame) -> pl.DataFrame:
 
 
 def _measures(calls: pl.DataFrame) -> pl.DataFrame:
-    """One row per call with its hour, its keys and what it adds to each sum."""
+    """One row per call with its slot, its keys and what it adds to each sum."""
     status = pl.col("cost_status")
     return calls.select(
-        pl.col("started_at").dt.truncate("1h").alias("hour"),
+        pl.col("started_at").dt.truncate(SLOT).alias("slot"),
         *ROLLUP_KEYS,
         pl.col("call_count").fill_null(0).alias("calls"),
         (pl.col("status") == "error").cast(pl.Int64).alias("errors"),

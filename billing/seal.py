@@ -79,14 +79,17 @@ class Seals:
         """Sealed days that a commit after `since` has touched."""
         query = (
             f"SELECT day FROM {STAGING}.hot.sealed_days WHERE day IN "
-            "(SELECT DISTINCT hour::DATE FROM dirty_hours WHERE commit_no > ?)"
+            "(SELECT DISTINCT slot::DATE FROM dirty_slots WHERE commit_no > ?)"
         )
         return read(self._db, query, [since])["day"].to_list()
 
     def _cold_days(self) -> list[date]:
         """The oldest days, as many as have to go."""
+        [(hot,)] = self._db.execute(f"SELECT count(*) FROM {HOT}").fetchall()
+        if hot <= self._above:
+            return []
         days = read(self._db, f"SELECT {_DAY} AS day, count(*) AS calls FROM {HOT} GROUP BY ALL ORDER BY day")
-        excess = int(days["calls"].sum()) - self._above
+        excess = hot - self._above
         cold: list[date] = []
         for day, calls in days.head(max(len(days) - HOT_DAYS, 0)).iter_rows():
             if excess <= 0:

@@ -118,7 +118,7 @@ def _ddl() -> Iterator[str]:
     )
     yield f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO})"
     yield f"CREATE TABLE IF NOT EXISTS rejects ({_of(REJECTS)})"
-    yield "CREATE TABLE IF NOT EXISTS dirty_hours (hour TIMESTAMPTZ, commit_no UBIGINT)"
+    yield "CREATE TABLE IF NOT EXISTS dirty_slots (slot TIMESTAMPTZ, commit_no UBIGINT)"
     yield (
         "CREATE TABLE IF NOT EXISTS unrecognised "
         "(scope VARCHAR, name VARCHAR, signal VARCHAR, count BIGINT, last_seen TIMESTAMPTZ)"

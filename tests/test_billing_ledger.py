@@ -285,16 +285,16 @@ def test_old_evidence_goes_and_the_calls_stay(ledger: Ledger) -> None:
     ledger.forget_old_evidence(links_before=later, observations_before=later, published_commit=1)
     left = {
         table: ledger.cursor().execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
-        for table in ("observations", "span_links", "dirty_hours", "calls", "commits")
+        for table in ("observations", "span_links", "dirty_slots", "calls", "commits")
     }
-    assert left == {"observations": 0, "span_links": 0, "dirty_hours": 0, "calls": 1, "commits": 1}
+    assert left == {"observations": 0, "span_links": 0, "dirty_slots": 0, "calls": 1, "commits": 1}
 
 
 def test_evidence_younger_than_its_retention_stays(ledger: Ledger) -> None:
     ledger.load(batch(observations(observation(response_id="r")), links(link(1, 2, 3))))
     long_ago = NOON - timedelta(days=400)
     ledger.forget_old_evidence(links_before=long_ago, observations_before=long_ago, published_commit=0)
-    for table in ("observations", "span_links", "dirty_hours"):
+    for table in ("observations", "span_links", "dirty_slots"):
         assert ledger.cursor().execute(f"SELECT count(*) FROM {table}").fetchall() == [(1,)]
 
 
