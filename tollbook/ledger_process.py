@@ -91,7 +91,7 @@ class LedgerProcess:
         )
         self._loader = Loader(self._ledger, load_dialects(config.attribution))
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._rested = True
+        self._rested = False
         self._changed = threading.Event()
         self._tidied = time.monotonic()
 
