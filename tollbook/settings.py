@@ -112,7 +112,7 @@ class LedgerSettings(Section):
     )
     memory_bytes: Positive = Field(default=384 * MIB, description="memory that DuckDB may use in the ledger")
     threads: Positive = Field(default=1, description="threads that DuckDB may use in the ledger")
-    publish_interval_s: Seconds = Field(default=1.0, description="shortest time between two publications")
+    publish_interval_s: Seconds = Field(default=0.5, description="shortest time between two publications")
 
 
 class SqlSettings(Section):
