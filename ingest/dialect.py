@@ -25,6 +25,7 @@ from .texts import Vocabulary
 
 SCALES: Final = {"ms": 1.0, "s": 1e3, "us": 1e-3, "ns": 1e-6, "micros": 1e-6}
 LABEL_PREFIX: Final = "tollbook.label."
+DOCUMENT: Final = "#"  # 'usage#details/cached': the value at details, cached in the document under 'usage'
 EVENT_NAME: Final = (
     "event.name"  # an attribute beats the record's own name: some senders put a source line there
 )
@@ -48,6 +49,7 @@ TEXT_FIELDS: Final = (
         "url",
         "request_model",
         "response_model",
+        "model_alias",
         "reservation_id",
         "region",
     ),
@@ -92,12 +94,18 @@ class _Access(_Table):
 
 class _Rule(_Table):
     signal: Literal["span", "log", "any"]
+    first: bool = False
     role: Literal["call", "aggregate", "ignore"]
     scope: str | None = None
     scope_prefix: str | None = None
     names: list[str] = Field(default_factory=list)
     operations: Literal["call", "aggregate", "ignore"] | None = None
     has: list[str] = Field(default_factory=list)
+    has_any: list[str] = Field(default_factory=list)
+    where: dict[str, list[str]] = Field(default_factory=dict)
+    contains: dict[str, str] = Field(default_factory=dict)
+    failed: bool | None = None
+    layer: str = ""
     rank: int = Field(default=255, ge=0, le=255)
     emitter: str | None = None
     time: Literal["start", "end"] = "start"
@@ -106,6 +114,7 @@ class _Rule(_Table):
     input: Convention | None = None
     input_exclusive_providers: list[str] = Field(default_factory=list)
     output: Convention | None = None
+    constants: dict[str, bool | str] = Field(default_factory=dict)
 
 
 class _Recognition(_Table):
@@ -122,6 +131,7 @@ class _Dialect(_Table):
     constants: dict[str, bool | str] = Field(default_factory=dict)
     emitters: dict[str, str] = Field(default_factory=dict)
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
+    own_ids: dict[str, str] = Field(default_factory=dict)
     access: list[_Access] = Field(default_factory=list)
     recognition: _Recognition = Field(default_factory=_Recognition)
     rule: list[_Rule] = Field(default_factory=list)
@@ -147,15 +157,33 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A key whose text is a document, and the values wanted of it: path in it -> key it is told under."""
+
+    key: Key
+    paths: Mapping[tuple[str, ...], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """Which records it takes (all conditions given must hold), what they are, and how they are read."""
+    """Which records it takes (all conditions given must hold), what they are, and how they are read.
+
+    `where`: key -> words of which its text must be one; `contains`: (key, literal) pairs; `failed`: whether
+    the span's status is an error; `layer`: tells records of one scope apart that may be one call.
+    """
 
     signal: str
+    first: bool
     scope: str | None
     scope_prefix: str | None
     names: tuple[int, ...]
     operations: tuple[int, ...]
     has: tuple[int, ...]
+    has_any: tuple[int, ...]
+    where: Mapping[int, tuple[int, ...]]
+    contains: tuple[tuple[int, str], ...]
+    failed: bool | None
+    layer: str
     role: str
     rank: int
     emitter: str | None  # None: by scope
@@ -166,7 +194,9 @@ class Rule:
     output: Convention
     constants: Mapping[str, bool | str]
     values: Mapping[str, Mapping[str, str]]
+    own_ids: Mapping[str, str]  # id field -> pattern of the ids that the emitter makes up itself
     fields: Mapping[str, tuple[Key, ...]]
+    documents: frozenset[int]  # keys of the documents that its fields stand in
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +213,7 @@ class Dialects:
     personal: frozenset[int]
     urls: frozenset[int]
     as_text: frozenset[int]  # keys read as text even where a number stands
+    documents: Mapping[int, Document]
     operation: Key
     event_name: Key
     emitters: Mapping[str, str]
@@ -247,19 +278,25 @@ def _read_table(name: str, text: str) -> _Dialect:
         table = _Dialect.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise DialectError(f"{name}: {error}") from error
-    unknown = {key for keys in [table.fields, *(rule.fields for rule in table.rule)] for key in keys} - set(
-        FIELDS
-    )
+    named = [*table.fields, *table.own_ids, *(field for rule in table.rule for field in rule.fields)]
+    unknown = set(named) - set(FIELDS)
     if unknown:
         raise DialectError(f"{name}: no such field: {', '.join(sorted(unknown))}")
     for rule in table.rule:
-        if rule.scope is None and not (rule.scope_prefix or rule.names or rule.operations or rule.has):
+        if rule.scope is None and not (
+            rule.scope_prefix or rule.names or rule.operations or rule.has or rule.has_any or rule.where
+        ):
             raise DialectError(f"{name}: a rule needs a scope, names, operations or required keys")
     return table
 
 
 def _text(key: str | _Key) -> str:
     return key if isinstance(key, str) else key.key
+
+
+def _base(key: str) -> str:
+    """The key of the document that a value stands in ('usage#input' -> 'usage'), or the key itself."""
+    return key.partition(DOCUMENT)[0]
 
 
 class _Compiler:
@@ -273,9 +310,12 @@ class _Compiler:
         yield from (OPERATION, EVENT_NAME)
         yield from self._kept_keys()
         yield from self.shared.recognition.hints
-        for table in self.tables.values():
+        for table in (self.shared, *self.tables.values()):
             yield from (word for words in table.operations.values() for word in words)
-            yield from (word for rule in table.rule for word in (*rule.names, *rule.has))
+            for rule in table.rule:
+                yield from (*rule.names, *rule.has, *rule.has_any, *rule.where, *rule.contains)
+                yield from (word for words in rule.where.values() for word in words)
+        yield from map(_base, self._kept_keys())
 
     def _kept_keys(self) -> Iterator[str]:
         yield from (OPERATION, EVENT_NAME, *self.shared.recognition.keep)
@@ -283,9 +323,19 @@ class _Compiler:
             yield from (_text(key) for listed in keys.values() for key in listed)
         for table in (self.shared, *self.tables.values()):
             yield from (access.key for access in table.access)
+            yield from (key for rule in table.rule for key in (*rule.has, *rule.has_any, *rule.where))
+
+    def _documents(self) -> dict[int, Document]:
+        paths: dict[str, dict[tuple[str, ...], str]] = {}
+        for key in self._kept_keys():
+            base, is_path, path = key.partition(DOCUMENT)
+            if is_path:
+                paths.setdefault(base, {})[tuple(path.split("/")) if path else ()] = key
+        return {self.vocabulary.ids[base]: Document(self._key(base), found) for base, found in paths.items()}
 
     def dialects(self) -> Dialects:
-        rules = [self._rule(rule, table) for table in self.tables.values() for rule in table.rule]
+        tables = (*self.tables.values(), self.shared)
+        rules = [self._rule(rule, table) for table in tables for rule in table.rule]
         access = [entry for table in (self.shared, *self.tables.values()) for entry in table.access]
         return Dialects(
             vocabulary=self.vocabulary,
@@ -298,6 +348,7 @@ class _Compiler:
             as_text=frozenset(
                 key.id for r in rules for name in TEXT_FIELDS for key in r.fields.get(name, ())
             ),
+            documents=MappingProxyType(self._documents()),
             operation=self._key(OPERATION),
             event_name=self._key(EVENT_NAME),
             emitters={
@@ -315,24 +366,35 @@ class _Compiler:
 
     def _rule(self, rule: _Rule, table: _Dialect) -> Rule:
         fields = {**self.common, **table.fields, **rule.fields}
+        words = {self.vocabulary.ids[key]: tuple(sorted(self._ids(rule.where[key]))) for key in rule.where}
         return Rule(
             signal=rule.signal,
+            first=rule.first,
             scope=rule.scope,
             scope_prefix=rule.scope_prefix,
             names=tuple(sorted(self._ids(rule.names))),
             operations=tuple(sorted(self._ids(table.operations[rule.operations] if rule.operations else []))),
             has=tuple(sorted(self._ids(rule.has))),
+            has_any=tuple(sorted(self._ids(rule.has_any))),
+            where=MappingProxyType(words),
+            contains=tuple((self.vocabulary.ids[key], text) for key, text in rule.contains.items()),
+            failed=rule.failed,
+            layer=rule.layer,
             role=rule.role,
             rank=rule.rank,
             emitter=rule.emitter,
             time=rule.time,
             status=rule.status,
             input=rule.input or table.input,
-            input_exclusive_providers=tuple(rule.input_exclusive_providers),
+            input_exclusive_providers=tuple(name.lower() for name in rule.input_exclusive_providers),
             output=rule.output or table.output,
-            constants=MappingProxyType(dict(table.constants)),
+            constants=MappingProxyType({**table.constants, **rule.constants}),
             values=MappingProxyType(dict(table.values)),
+            own_ids=MappingProxyType(dict(table.own_ids)),
             fields=MappingProxyType({name: tuple(map(self._key, keys)) for name, keys in fields.items()}),
+            documents=self._ids(
+                _base(_text(key)) for keys in fields.values() for key in keys if DOCUMENT in _text(key)
+            ),
         )
 
 
@@ -342,4 +404,6 @@ def _all_fields(table: _Dialect) -> Iterator[_FieldKeys]:
 
 
 def _generality(rule: Rule) -> int:
+    if rule.first:
+        return -1
     return 0 if rule.scope is not None else 1 if rule.scope_prefix is not None else 2

@@ -16,13 +16,14 @@ import polars as pl
 
 from .anyvalue import TEXT, read_values
 from .decode import Decoded
-from .dialect import Key, Rule
+from .dialect import Rule
 from .observation import UNRECOGNISED
 from .otlp_columns import LOG, METRIC, SIGNALS
 from .scan import Ints, Mask
-from .texts import UNKNOWN, checked_series, distinct
+from .texts import UNKNOWN, checked_series, distinct, text_series
 
 NO_RULE: Final = -1
+_ERROR: Final = 2  # status code of a span
 _NAME_BYTES: Final = 120  # kept of the name of an unrecognised record
 
 
@@ -59,16 +60,16 @@ def _names(decoded: Decoded) -> tuple[Ints, Ints]:
     """A record's own name; of a log, the event name its attributes give if they do."""
     records = decoded.columns.records
     start, end = records.name_start.copy(), records.name_end.copy()
-    owner, first, last = _texts(decoded, decoded.dialects.event_name)
+    owner, first, last = _texts(decoded, decoded.dialects.event_name.id)
     logs = records.signal[owner] == LOG
     start[owner[logs]], end[owner[logs]] = first[logs], last[logs]
     return start, end
 
 
-def _texts(decoded: Decoded, key: Key) -> tuple[Ints, Ints, Ints]:
+def _texts(decoded: Decoded, key: int) -> tuple[Ints, Ints, Ints]:
     """The records that have a key with a text value, and the slices of the texts."""
     attributes = decoded.columns.attributes
-    rows = np.flatnonzero(attributes.key == key.id)
+    rows = np.flatnonzero(attributes.key == key)
     values = read_values(decoded.columns.buffer, attributes.start[rows], attributes.end[rows])
     texts = values.kind == TEXT
     return attributes.owner[rows[texts]], values.start[texts], values.end[texts]
@@ -79,20 +80,69 @@ def _rules(decoded: Decoded, scope: Ints, scopes: list[str], name_start: Ints, n
     records, dialects = decoded.columns.records, decoded.dialects
     name = dialects.vocabulary.find(decoded.columns.buffer, name_start, name_end)
     operation = np.full(len(records), UNKNOWN, dtype=np.int64)
-    owner, start, end = _texts(decoded, dialects.operation)
+    owner, start, end = _texts(decoded, dialects.operation.id)
     operation[owner] = dialects.vocabulary.find(decoded.columns.buffer, start, end)
     allowed = np.zeros((len(dialects.rules), len(scopes)), dtype=np.bool_)
     for index, text in enumerate(scopes):
         allowed[list(dialects.rules_for_scope(text)), index] = True
     found = np.full(len(records), NO_RULE, dtype=np.int64)
     left = np.flatnonzero(records.signal != METRIC)
+    told = _Told(decoded)
     for index in np.flatnonzero(allowed.any(axis=1)).tolist():
         rule = dialects.rules[index]
         fits = _fits(rule, records.signal[left], name[left], operation[left]) & allowed[index, scope[left]]
+        rows = told.narrowed(rule, left[fits])
+        found[rows] = index
+        left = left[found[left] == NO_RULE]
+    return found
+
+
+class _Told:
+    """What rules ask of single attributes, looked up once per key."""
+
+    def __init__(self, decoded: Decoded) -> None:
+        self.decoded = decoded
+        self.count = len(decoded.columns.records)
+        self.words: dict[int, Ints] = {}
+        self.having: dict[int, Mask] = {}
+
+    def narrowed(self, rule: Rule, rows: Ints) -> Ints:
+        """Those of the rows that a rule's conditions on attributes and status leave."""
+        if rule.failed is not None and rows.size:
+            rows = rows[(self.decoded.columns.records.status[rows] == _ERROR) == rule.failed]
         for key in rule.has:
-            fits &= _having(decoded, key)[left]
-        found[left[fits]] = index
-        left = left[~fits]
+            rows = rows[self._having(key)[rows]] if rows.size else rows
+        if rule.has_any and rows.size:
+            rows = rows[_having(self.decoded, *rule.has_any)[rows]]
+        for key, words in rule.where.items():
+            rows = rows[np.isin(self._word(key)[rows], words)] if rows.size else rows
+        for key, text in rule.contains:
+            rows = rows[_containing(self.decoded, key, text, rows)] if rows.size else rows
+        return rows
+
+    def _having(self, key: int) -> Mask:
+        if key not in self.having:
+            self.having[key] = _having(self.decoded, key)
+        return self.having[key]
+
+    def _word(self, key: int) -> Ints:
+        """Per record the vocabulary id of its text under a key, UNKNOWN if there is none."""
+        if key not in self.words:
+            word = np.full(self.count, UNKNOWN, dtype=np.int64)
+            owner, start, end = _texts(self.decoded, key)
+            word[owner] = self.decoded.dialects.vocabulary.find(self.decoded.columns.buffer, start, end)
+            self.words[key] = word
+        return self.words[key]
+
+
+def _containing(decoded: Decoded, key: int, text: str, rows: Ints) -> Mask:
+    """bool[rows]: whose text under a key contains a literal."""
+    owner, start, end = _texts(decoded, key)
+    mine = np.isin(owner, rows)
+    texts = text_series(decoded.columns.buffer, start[mine], end[mine])
+    containing = np.zeros(len(decoded.columns.records), dtype=np.bool_)
+    containing[owner[mine]] = texts.str.contains(text, literal=True).to_numpy()
+    found: Mask = containing[rows]
     return found
 
 

@@ -22,11 +22,12 @@ from .anyvalue import TEXT
 from .decode import Decoded
 from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
 from .dialect_match import Matched, match
+from .documents import opened
 from .fields import UNTOLD, Anomalies, Reader
 from .identity import log_identity, span_identity
 from .kept import exact, packed, spelled
 from .observation import METRIC_POINTS, OBSERVATIONS
-from .otlp_columns import LOG, SIGNALS, SPAN
+from .otlp_columns import LOG, SIGNALS, SPAN, Attributes
 from .scan import Ints, Mask, Words
 from .texts import as_series, checked_series, distinct, text_series
 from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, respelled, tell
@@ -38,6 +39,7 @@ _MAX_TIME_US: Final = 4_102_444_800_000_000  # 2100-01-01: a later clock is not 
 _AHEAD_US: Final = 3_600_000_000  # a clock more than an hour ahead of ours is noted
 _MAX_DURATION_MS: Final = 30 * 86_400_000.0
 _MAX_LABELS: Final = 32
+_HOST: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[^\]]*\]|[^/:?#]*)"
 _NO_OUTPUT: Final = frozenset({"embeddings", "rerank"})
 
 
@@ -73,11 +75,18 @@ class _Observer:
         self.rule = matched.rule[self.rows]
         self.used = np.unique(self.rule).tolist()
         self.anomalies = Anomalies(len(self.rows))
-        self.resource, told = self._told()
-        told = cleaned(decoded, told, self._note, keep_emails=keep_emails)
-        texts = respelled(decoded, told)
+        self.decoded, inside, unreadable = opened(decoded, self._documented)
+        self.anomalies.note_keys(
+            np.searchsorted(self.rows, unreadable.owner),
+            unreadable.key,
+            "unreadable",
+            decoded.dialects.vocabulary,
+        )
+        self.resource, told = self._told(inside)
+        told = cleaned(self.decoded, told, self._note, keep_emails=keep_emails)
+        texts = respelled(self.decoded, told)
         rows = np.union1d(np.flatnonzero(~exact(told)), np.array(sorted(texts), dtype=np.int64))
-        self.buffer, self.told = spelled(decoded.columns.buffer, told, rows, texts)
+        self.buffer, self.told = spelled(self.decoded.columns.buffer, told, rows, texts)
         self.reader = Reader(
             decoded.dialects,
             self.told,
@@ -94,7 +103,12 @@ class _Observer:
         named = ((self.records.trace_hi | self.records.trace_lo) != 0) & (self.records.span_id != 0)
         return np.flatnonzero(keep & (named | (self.records.signal != SPAN)))
 
-    def _told(self) -> tuple[Ints, Told]:
+    def _documented(self, key: int) -> Ints:
+        """The records whose dialect looks into the document under a key."""
+        using = [index for index in self.used if key in self.rules[index].documents]
+        return self.rows[np.isin(self.rule, using)]
+
+    def _told(self, inside: Attributes) -> tuple[Ints, Told]:
         """Each observation's resource as an owner (they follow the observations), and all that is told."""
         columns, count = self.decoded.columns, len(self.rows)
         row_of = np.full(len(self.records), -1, dtype=np.int64)
@@ -104,9 +118,8 @@ class _Observer:
         owner_of = np.full(max(shared.owner.max(initial=-1), used.max(initial=-1)) + 1, -1, dtype=np.int64)
         owner_of[used] = count + np.arange(len(used))
         own = columns.attributes
-        return count + resource, tell(
-            self.decoded, [(own, row_of[own.owner]), (shared, owner_of[shared.owner])]
-        )
+        parts = [(own, row_of[own.owner]), (inside, row_of[inside.owner]), (shared, owner_of[shared.owner])]
+        return count + resource, tell(self.decoded, parts)
 
     def _note(self, told: Told, what: str) -> None:
         """Notes what was dropped for its observation, or for all observations of its resource."""
@@ -161,7 +174,6 @@ class _Observer:
         scope = matched.scope[records.scope[rows]]
         body, signal = records.body[rows], records.signal[rows]
         names = matched.scope_names
-        layers = [f"{kind}:{name}" for kind in SIGNALS for name in names]
         traced = (records.trace_hi[rows] | records.trace_lo[rows]) != 0
         return {
             "journal_offset": pl.Series(self.decoded.offset[body]),
@@ -170,8 +182,10 @@ class _Observer:
             "scope": _gathered(names, scope),
             "scope_version": _gathered(matched.versions, matched.version[records.scope[rows]]),
             "name": self._name(),
-            "layer": _gathered(layers, signal * len(names) + scope),
-            "emitter": self._emitter(scope),
+            "layer": self._per_source(scope, _layer),
+            "emitter": self._per_source(
+                scope, lambda _, rule, name: self.decoded.dialects.emitter(rule, name)
+            ),
             "rank": self._per_rule(lambda rule: rule.rank),
             "role": self._per_rule(lambda rule: rule.role),
             "trace_hi": _nullable(records.trace_hi[rows], traced),
@@ -188,13 +202,17 @@ class _Observer:
     def _per_rule(self, value: Callable[[Rule], object]) -> pl.Series:
         return pl.Series([value(rule) for rule in self.rules]).gather(self.rule)
 
-    def _emitter(self, scope: Ints) -> pl.Series:
-        names = self.matched.scope_names
-        pairs, index = np.unique(self.rule * len(names) + scope, return_inverse=True)
+    def _per_source(self, scope: Ints, text: Callable[[str, Rule, str], str]) -> pl.Series:
+        """A text for each signal, rule and scope name that occur together."""
+        names, signal = self.matched.scope_names, self.records.signal[self.rows]
+        sources, index = np.unique(
+            (signal * len(self.rules) + self.rule) * len(names) + scope, return_inverse=True
+        )
         texts = []
-        for pair in pairs.tolist():
-            rule, name = self.rules[pair // len(names)], names[pair % len(names)]
-            texts.append(self.decoded.dialects.emitter(rule, name))
+        for source in sources.tolist():
+            head, name = divmod(source, len(names))
+            kind, rule = divmod(head, len(self.rules))
+            texts.append(text(SIGNALS[kind], self.rules[rule], names[name]))
         return _gathered(texts, index)
 
     def _texts(self) -> dict[str, pl.Series]:
@@ -202,17 +220,20 @@ class _Observer:
         for field in TEXT_FIELDS:
             text = self.reader.series(self.reader.text(field, from_resource=field in ATTRIBUTION_FIELDS))
             columns[field] = self._translated(field, text)
-        return columns
+        return _unmasked(_without_urls(columns))
 
     def _translated(self, field: str, text: pl.Series) -> pl.Series:
         """With a dialect's words for the field's values, and its constant where nothing is told."""
         for index in self.used:
             rule = self.rules[index]
-            if field not in rule.values and field not in rule.constants:
+            if field not in rule.values and field not in rule.constants and field not in rule.own_ids:
                 continue
             mine = pl.Series(self.rule == index)
+            if own := rule.own_ids.get(field):
+                made_up = mine & text.str.contains(own).fill_null(False)
+                text = text.zip_with(~made_up, text.clear().extend_constant(None, len(text)))
             if words := rule.values.get(field):
-                text = text.zip_with(~mine, text.replace(dict(words)))
+                text = text.zip_with(~mine, text.replace({word: words[word] or None for word in words}))
             if isinstance(constant := rule.constants.get(field), str):
                 text = text.zip_with(
                     ~mine | text.is_not_null(), pl.Series([constant]).new_from_index(0, len(text))
@@ -278,7 +299,8 @@ class _Observer:
         apart = self._where(lambda rule: rule.input == "exclusive")
         for index in self.used:
             if names := self.rules[index].input_exclusive_providers:
-                apart |= (self.rule == index) & provider.is_in(names).fill_null(False).to_numpy()
+                told_apart = provider.str.to_lowercase().is_in(names).fill_null(False).to_numpy()
+                apart |= (self.rule == index) & told_apart
         conventions = Conventions(
             input_excludes_cache=apart,
             output_excludes_reasoning=self._where(lambda rule: rule.output == "exclusive"),
@@ -403,6 +425,29 @@ class _Observer:
             late=records.late_ns[self.rows],
             status=records.status[self.rows],
         )
+
+
+def _unmasked(texts: dict[str, pl.Series]) -> dict[str, pl.Series]:
+    """A gateway's own name for a model is not the model that answered."""
+    alias = (texts["response_model"] == texts["model_alias"]).fill_null(False)
+    if alias.any():
+        nothing = texts["response_model"].clear().extend_constant(None, len(alias))
+        texts["response_model"] = texts["response_model"].zip_with(~alias, nothing)
+    return texts
+
+
+def _without_urls(texts: dict[str, pl.Series]) -> dict[str, pl.Series]:
+    """A server address that is a URL is told as one, and as its host."""
+    is_url = texts["server_address"].str.contains("://", literal=True).fill_null(False)
+    if is_url.any():
+        url = texts["server_address"]
+        texts["url"] = texts["url"].zip_with(~is_url | texts["url"].is_not_null(), url)
+        texts["server_address"] = url.zip_with(~is_url, url.str.extract(_HOST))
+    return texts
+
+
+def _layer(signal: str, rule: Rule, scope: str) -> str:
+    return f"{signal}:{scope}#{rule.layer}" if rule.layer else f"{signal}:{scope}"
 
 
 def _effective(first: Ints, late: Ints, stamped: Ints, received: Ints, span: Mask) -> tuple[Ints, Ints]:

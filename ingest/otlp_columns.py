@@ -272,14 +272,19 @@ def attributes_of(
 ) -> tuple[Attributes, Mask]:
     """The pairs in a field of messages, their owners numbered from `first` on; and which are odd."""
     rows = listed.rows(number, LENGTH)
-    owner, pair_start, pair_end = listed.message[rows], listed.start[rows], listed.end[rows]
-    end = pair_end.copy()
-    key_start, key_end, start, odd = _pairs(buffer, pair_start, end)
+    owner = listed.message[rows] + first
+    return pairs_of(buffer, vocabulary, owner, start=listed.start[rows], end=listed.end[rows])
+
+
+def pairs_of(
+    buffer: Buffer, vocabulary: Vocabulary, owner: Ints, *, start: Ints, end: Ints
+) -> tuple[Attributes, Mask]:
+    """The KeyValue messages buffer[start:end] of these owners, and which of them are odd."""
+    value_end = end.copy()
+    key_start, key_end, value_start, odd = _pairs(buffer, start, value_end)
     key = vocabulary.find(buffer, key_start, key_end)
-    pairs = Attributes(
-        owner + first, key, key_start, key_end, start=start, end=end, pair_start=pair_start, pair_end=pair_end
-    )
-    return pairs, odd
+    places = {"start": value_start, "end": value_end, "pair_start": start, "pair_end": end}
+    return Attributes(owner, key, key_start, key_end, **places), odd
 
 
 def _pairs(buffer: Buffer, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints, Mask]:

@@ -108,9 +108,11 @@ def tell(decoded: Decoded, owners: Sequence[tuple[Attributes, Ints]]) -> Told:
         slices = (attributes.key_start, attributes.key_end, attributes.start, attributes.end)
         pairs = (attributes.pair_start, attributes.pair_end)
         parts.append((owner[rows], key, *(part[rows] for part in (*slices, *pairs))))
-    owner, key, key_start, key_end, start, end, *whole = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
-    )
+    columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    if (columns[0][1:] < columns[0][:-1]).any():
+        order = np.argsort(columns[0], kind="stable")
+        columns = [column[order] for column in columns]
+    owner, key, key_start, key_end, start, end, *whole = columns
     values = read_values(buffer, start, end)
     text = values.kind == TEXT
     views = views_of(buffer, np.where(text, start_of := values.start, 0), np.where(text, values.end, 0))

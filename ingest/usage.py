@@ -91,14 +91,17 @@ def _inclusive_input(
 def _inclusive_output(
     told: Ints, reasoning: Ints, total: Ints, whole_input: Ints, conventions: Conventions, note: Note
 ) -> Ints:
-    known = (told != UNTOLD) & (reasoning > 0)
-    apart = known & conventions.output_excludes_reasoning
-    apart |= (
-        known
-        & conventions.output_by_total
-        & (whole_input != UNTOLD)
-        & (total == whole_input + told + reasoning)
+    known, counted = told != UNTOLD, (total != UNTOLD) & (whole_input != UNTOLD)
+    apart = known & (reasoning > 0) & conventions.output_excludes_reasoning
+    rest = total - whole_input
+    by_total = known & counted & conventions.output_by_total
+    apart |= by_total & (reasoning > 0) & (rest >= told + reasoning)
+    hidden = by_total & (reasoning == UNTOLD) & (rest > told)  # thinking that only the total tells
+    proven = known & ~apart & ~hidden & (reasoning > 0)
+    proven &= (told < reasoning) | counted & (rest == told + reasoning)
+    note(proven, "output_tokens:excludes_reasoning")
+    note(
+        known & (reasoning == UNTOLD) & conventions.output_excludes_reasoning,
+        "output_tokens:without_reasoning",
     )
-    below = known & ~apart & (told < reasoning)
-    note(below, "output_tokens:excludes_reasoning")
-    return np.where(apart | below, told + reasoning, told)
+    return np.where(hidden, rest, np.where(apart | proven, told + reasoning, told))
