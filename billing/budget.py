@@ -6,7 +6,6 @@ never the value. Light on purpose (pydantic and the standard library): the front
 
     BudgetError
     ├── InvalidBudget             a definition or a check that cannot be read (400)
-    ├── ReservationsUnavailable   a check asked for a reservation (501)
     ├── ControlError              a control record that cannot be read: it goes to the rejects
     └── SpendGap                  a spend message is missing: ask the ledger for a snapshot
 """
@@ -56,13 +55,14 @@ __all__ = [
     "InvalidBudget",
     "PutBudget",
     "RecordEvent",
-    "ReservationsUnavailable",
     "Scope",
     "SpendGap",
     "Threshold",
     "decimal_text",
     "decode_control",
     "encode_control",
+    "fault_sentences",
+    "read",
     "read_budget",
     "read_check",
 ]
@@ -106,6 +106,7 @@ class BudgetError(Exception):
     code = "budget_error"
     status = 500
     next_step = "See the server's log."
+    retry_after_s: int | None = None
 
     def __init__(self, *sentences: str) -> None:
         super().__init__("; ".join(sentences))
@@ -118,14 +119,6 @@ class InvalidBudget(BudgetError):
     code = "invalid_budget"
     status = 400
     next_step = "Correct the places named and send it again."
-
-
-class ReservationsUnavailable(BudgetError):
-    """A check with `"reserve": true`: this version holds nothing back, so it does not pretend to."""
-
-    code = "reservations_unavailable"
-    status = 501
-    next_step = 'Send the check with "reserve": false (or without it): it is answered from recorded spend.'
 
 
 class ControlError(BudgetError):
@@ -236,7 +229,8 @@ class Budget(Strict):
     `billed_usd` is what providers invoice, `list_usd` what the calls are worth at list price, `tokens`
     input and output together, `calls` how many. Without thresholds it denies at the limit. `on_unpriced`
     says what a check gets whose model has no known price: a denial, a pass that counts nothing, or the
-    dearest price known.
+    dearest price known. `per_call` is the most that one call may need, in the meter's unit. A `shadow`
+    budget decides and keeps its decisions in `budget_events`, but denies and warns nobody.
     """
 
     id: Id = Field(default_factory=_new_id)
@@ -247,6 +241,8 @@ class Budget(Strict):
     time_zone: str = "UTC"
     thresholds: list[Threshold] = Field(default_factory=_deny_at_limit, max_length=16)
     on_unpriced: OnUnpriced = "deny"
+    per_call: Limit | None = None
+    shadow: bool = False
 
     @field_validator("time_zone")
     @classmethod
@@ -269,8 +265,9 @@ class Budget(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Budget:
-        if self.meter in ("tokens", "calls") and self.limit != self.limit.to_integral_value():
-            raise ValueError(f"limit: must be a whole number for the meter {self.meter}")
+        for name, amount in (("limit", self.limit), ("per_call", self.per_call)):
+            if amount is not None and self.meter in ("tokens", "calls") and amount % 1:
+                raise ValueError(f"{name}: must be a whole number for the meter {self.meter}")
         return self
 
     def parsed_period(self) -> Period:
@@ -325,7 +322,8 @@ class CheckRequest(Strict):
     """May this be spent? `scope` tells whose call it is, `model` and `estimate` what it will need.
 
     `attributes` may carry what the caller's telemetry will carry (`tollbook.team`, `service.name`, ...); a
-    dimension that `scope` names wins over them. `ttl_s` and `idempotency_key` concern reservations only.
+    dimension that `scope` names wins over them. With `reserve` the estimate is held back for `ttl_s` seconds
+    (600 unless told), once for an `idempotency_key`, however often that is sent.
     """
 
     scope: Scope = Scope()
@@ -368,6 +366,7 @@ class BudgetFigures(Strict):
     `spent` is what the ledger has recorded, NULL while a new budget's calls are still being counted;
     `unpriced_calls` are calls of the period that are not in it because their cost or tokens are unknown.
     `estimate` is what the check adds, NULL when that is not known; `action` the sharpest threshold passed.
+    `reserved` is held by reservations, and what was settled and is not yet in `spent`.
     """
 
     id: str
@@ -382,6 +381,7 @@ class BudgetFigures(Strict):
     unpriced_calls: int = 0
     action: Action | None = None
     threshold: str | None = None
+    shadow: bool = False
 
 
 class CheckReply(Strict):
@@ -459,7 +459,7 @@ def decode_control(body: bytes) -> Control:
     try:
         return _CONTROL.validate_json(body)
     except ValidationError as error:
-        raise ControlError(*(_sentence(each, Strict) for each in _errors(error))) from None
+        raise ControlError(*fault_sentences(error, Strict)) from None
 
 
 def read_budget(body: bytes, *, budget_id: str | None = None) -> Budget:
@@ -467,30 +467,33 @@ def read_budget(body: bytes, *, budget_id: str | None = None) -> Budget:
     InvalidBudget.
     """
     if budget_id is None:
-        return _read(Budget, body)
+        return read(Budget, body)
     try:
         told: Any = json.loads(body)
     except ValueError:
         raise InvalidBudget("the body is not JSON") from None
     if isinstance(told, dict) and told.setdefault("id", budget_id) != budget_id:
         raise InvalidBudget("id: must be the id in the path, or be left out")
-    return _read(Budget, json.dumps(told).encode())
+    return read(Budget, json.dumps(told).encode())
 
 
 def read_check(body: bytes) -> CheckRequest:
     """A check from a request's JSON. Raises InvalidBudget."""
-    return _read(CheckRequest, body)
+    return read(CheckRequest, body)
 
 
-def _read(model: type[_Model], body: bytes) -> _Model:
+def read(model: type[_Model], body: bytes) -> _Model:
+    """A request's JSON as a strict model. Raises InvalidBudget."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise InvalidBudget(*(_sentence(each, model) for each in _errors(error))) from None
+        raise InvalidBudget(*fault_sentences(error, model)) from None
 
 
-def _errors(error: ValidationError) -> list[Any]:
-    return list(error.errors(include_url=False, include_context=False, include_input=False))
+def fault_sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence for each place that does not validate, without what stands there."""
+    told: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+    return [_sentence(each, model) for each in told]
 
 
 _INNER: dict[object, type[BaseModel]] = {"scope": Scope, "estimate": Estimate, "thresholds": Threshold}

@@ -8,16 +8,22 @@ and pydantic.
 
 Messages from the ledger (JSON-able; amounts are decimal strings, times whole seconds since 1970):
 
-    snapshot  {"seq", "offset", "at_s", "budgets": [entry]}
-    delta     {"seq", "offset", "at_s", "changes": [change], "defined": [entry], "deleted": [id]}
+    snapshot  {"seq", "offset", "at_s", "budgets": [entry], "holds": [hold]}
+    delta     {"seq", "offset", "at_s", "changes": [change], "defined": [entry], "deleted": [id],
+               "holds": [hold], "marks": [mark]}
     entry     {"budget": definition, "offset": journal offset of the definition, "spend": [bucket]}
     bucket    {"bucket_s", "amount", "unpriced"}
     change    {"budget": id, "defined": offset of the definition, "bucket_s", "amount", "unpriced"}
+    hold      a reservation as the ledger has it (`billing.reservation_hold.Hold.of`)
+    mark      {"id", "number": of the settlement in spend, "matched", "released"}
+
+Reservations are counted here and nowhere else while they are open: `hold` adds what a check was promised to
+every budget it falls under at once, so that the next check sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -30,19 +36,23 @@ from billing.budget import (
     BudgetFigures,
     CheckReply,
     CheckRequest,
-    ReservationsUnavailable,
     SpendGap,
     Threshold,
     decimal_text,
 )
-from billing.budget_check import Standing, figures, judge, passing_sentence
+from billing.budget_check import Standing, Verdict, figures, judge, passing_sentence
 from billing.budget_index import ScopeIndex
 from billing.budget_period import EPOCH
-from billing.budget_price import Quotes, price, recognised
+from billing.budget_price import Costs, Quotes, price, recognised
 from billing.budget_reply import event_of, passing_event, reply_to
-from billing.budget_spend import Spend, spend_of
+from billing.budget_spend import ZERO, Spend, spend_of
+from billing.reservation_book import HoldBook
+from billing.reservation_hold import Hold, microseconds, weight
 
-__all__ = ["BudgetBook", "event_of"]
+__all__ = ["BudgetBook", "Judged", "event_of"]
+
+_SLICE = 200
+"""So many changes are applied between two answers: the loop is never kept longer."""
 
 Allowances = tuple[tuple[Decimal, Threshold], ...]
 
@@ -58,6 +68,7 @@ class _State:
     spend: Spend
     allowances: Allowances
     counted_for: int | None = None
+    reserved: Decimal = ZERO
     told: set[tuple[datetime | None, Threshold]] = field(default_factory=set)
 
     @classmethod
@@ -67,7 +78,7 @@ class _State:
 
     def at(self, now: datetime) -> Standing:
         self.spend.roll(now)
-        return Standing(self.budget, self.spend, self.allowances, self.counted_for is not None)
+        return Standing(self.budget, self.spend, self.allowances, self.counted_for is not None, self.reserved)
 
     def take_over(self, other: _State) -> None:
         """Goes on with the spend of the same budget's other definition, if that counts the same calls."""
@@ -97,6 +108,20 @@ def _passing(standing: Standing, threshold: Threshold, *, now: datetime) -> Budg
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A check, judged: the dimensions and costs it was taken for, and the budgets' verdicts by id.
+
+    `counting`: some of them have spend that is not known yet.
+    """
+
+    told: dict[str, str]
+    costs: Costs
+    verdicts: dict[str, Verdict]
+    reply: CheckReply
+    counting: bool
+
+
 class BudgetBook:
     """All budgets, their spend as of the ledger's last commit, and the answers. Not for use by several
     threads.
@@ -109,7 +134,9 @@ class BudgetBook:
         self._index = ScopeIndex()
         self._deleted: dict[str, int] = {}  # id -> offset, until the ledger knows of it too
         self._seq = -1
+        self._weighed = True
         self.offset = 0
+        self.holds = HoldBook()
 
     @property
     def ready(self) -> bool:
@@ -126,6 +153,7 @@ class BudgetBook:
         if known is not None:
             state.take_over(known)
         self._enter(state)
+        self._weigh_all()
 
     def delete(self, budget_id: str, offset: int) -> None:
         """Removes a budget; one that does not exist is no error."""
@@ -150,25 +178,111 @@ class BudgetBook:
 
     def figures(self, budget_id: str, now: datetime) -> BudgetFigures | None:
         """Where the budget stands."""
+        self.expire(now)
         state = self._states.get(budget_id)
         return None if state is None else figures(state.at(now))
 
     def check(self, request: CheckRequest, now: datetime, quotes: Quotes | None) -> CheckReply:
-        """Allow, warn or deny, from recorded spend. Raises ReservationsUnavailable when asked to reserve."""
-        if request.reserve:
-            raise ReservationsUnavailable(
-                "this version of tollbook answers checks but holds no reservations yet"
-            )
+        """Allow, warn or deny, from recorded spend and what is reserved."""
+        return self.judge(request, now, quotes).reply
+
+    def judge(self, request: CheckRequest, now: datetime, quotes: Quotes | None) -> Judged:
+        """The answer to a check, with what a reservation of it would hold."""
+        self.expire(now)
         told, quote = recognised(request, now=now, quotes=quotes)
         ids, unmatched = self._index.match(told)
         costs = price(request, told, quote, now=now, quotes=quotes)
-        verdicts = [judge(self._states[each].at(now), costs) for each in ids]
+        standings = {each: self._states[each].at(now) for each in ids}
+        verdicts = {each: judge(standing, costs) for each, standing in standings.items()}
         estimate = None if costs.billed_usd is None else decimal_text(costs.billed_usd)
-        return reply_to(verdicts, unmatched, now=now, estimate_usd=estimate)
+        reply = reply_to(list(verdicts.values()), unmatched, now=now, estimate_usd=estimate)
+        return Judged(told, costs, verdicts, reply, not all(each.counted for each in standings.values()))
+
+    # --- reservations ---
+
+    def hold(self, hold: Hold) -> None:
+        """Counts a reservation from here on."""
+        self.holds.add(hold)
+        hold.counted = dict.fromkeys(self._index.match(hold.told)[0], ZERO)
+        self._weigh(hold)
+
+    def let_go(self, hold: Hold) -> None:
+        """Forgets a reservation that was never promised."""
+        self._uncount(hold)
+        self.holds.drop(hold)
+
+    def weigh(self, hold: Hold, now: datetime) -> None:
+        """Counts a reservation anew that was settled, released or told of."""
+        if not hold.over and not self.holds.is_open(hold.id):
+            self.hold(hold)  # it had expired, and is settled after all
+        self._weigh(hold)
+        if hold.over:
+            self.holds.end(hold, microseconds(now))
+
+    def expire(self, now: datetime) -> None:
+        """Lets go of what has expired by now."""
+        now_us = microseconds(now)
+        for hold in self.holds.due(now_us):
+            self._weigh(hold)
+            if hold.over:
+                self.holds.end(hold, now_us)
+
+    def figures_of(self, hold: Hold, now: datetime) -> list[BudgetFigures]:
+        """Where the budgets stand that a reservation falls under."""
+        ids = [] if hold.forgotten else self._index.match(hold.told)[0]
+        return [figures(self._states[each].at(now)) for each in ids]
+
+    def _weigh(self, hold: Hold) -> None:
+        for budget_id, counted in hold.counted.items():
+            state = self._states[budget_id]
+            amount = weight(hold, state.budget)
+            if amount != counted:
+                state.reserved = EXACT.add(state.reserved, EXACT.subtract(amount, counted))
+                hold.counted[budget_id] = amount
+
+    def _uncount(self, hold: Hold) -> None:
+        for budget_id, counted in hold.counted.items():
+            state = self._states[budget_id]
+            state.reserved = EXACT.subtract(state.reserved, counted)
+        hold.counted = {}
+
+    def _weigh_all(self) -> None:
+        """Counts every open reservation in the budgets that there are now, if those have changed."""
+        if self._weighed:
+            return
+        for state in self._states.values():
+            state.reserved = ZERO
+        for hold in self.holds.open():
+            hold.counted = dict.fromkeys(self._index.match(hold.told)[0], ZERO)
+            self._weigh(hold)
+        self._weighed = True
+
+    def _take_holds(self, told: Iterable[Mapping[str, Any]], now: datetime) -> None:
+        """Takes over reservations that the ledger knows and this front may not."""
+        for entry in told:
+            known = self.holds.get(entry["id"])
+            if known is not None and (entry["matched"] or not known.matched):
+                number = entry["settled"]["number"] if entry.get("settled") else 0
+                self._mark(known, {**entry, "number": number}, now)
+                continue
+            hold = Hold.of(entry)
+            hold.expired = hold.expires_us <= microseconds(now)
+            if known is not None:
+                hold.take_over(known)
+                self.let_go(known)
+            self.hold(hold)
+            self.weigh(hold, now)
+
+    def _mark(self, hold: Hold, mark: Mapping[str, Any], now: datetime) -> None:
+        hold.mark(mark)
+        self.weigh(hold, now)
+
+    # --- what the ledger tells ---
 
     def apply_snapshot(self, snapshot: Mapping[str, Any]) -> None:
-        """Takes the ledger's whole state; definitions and deletions newer than it are kept."""
+        """Takes the ledger's whole state; what is newer than it is kept."""
         self._seq, self.offset = snapshot["seq"], snapshot["offset"]
+        now = EPOCH + timedelta(seconds=snapshot["at_s"])
         told = {entry["budget"]["id"] for entry in snapshot["budgets"]}
         for budget_id, state in list(self._states.items()):
             if budget_id not in told and state.offset <= self.offset:
@@ -176,7 +290,8 @@ class BudgetBook:
             state.counted_for = None
         for entry in snapshot["budgets"]:
             self._define(entry)
-        now = EPOCH + timedelta(seconds=snapshot["at_s"])
+        self._weigh_all()
+        self._take_holds(snapshot.get("holds", ()), now)
         for state in self._states.values():
             state.news(now)  # what was passed before is not news
         self._forget_deletions()
@@ -186,17 +301,51 @@ class BudgetBook:
 
         A delta that came before is ignored. Raises SpendGap when one is missing.
         """
+        events: list[BudgetEvent] = []
+        for part in self.delta_in_parts(delta):
+            events.extend(part)
+        return events
+
+    def delta_in_parts(self, delta: Mapping[str, Any]) -> Iterator[list[BudgetEvent]]:
+        """The same, step by step, so that others can be answered in between.
+
+        Between two steps every budget counts at least as much as before or after the whole: first what
+        reservations hold again, then spend, and last what they hold no longer.
+        """
         if delta["seq"] <= self._seq:
-            return []
+            return
         if not self.ready or delta["seq"] != self._seq + 1:
             raise SpendGap("a change of spend is missing between the ledger and the budgets")
         self._seq, self.offset = delta["seq"], delta["offset"]
+        now = EPOCH + timedelta(seconds=delta["at_s"])
+        touched = self._redefine(delta)
+        self._take_holds(delta.get("holds", ()), now)
+        changes = delta["changes"]
+        for start in range(0, len(changes), _SLICE):
+            touched |= self._change(changes[start : start + _SLICE])
+            yield []
+        marks = delta.get("marks", ())
+        for start in range(0, len(marks), _SLICE):
+            self._mark_each(marks[start : start + _SLICE], now)
+            yield []
+        news = sorted(touched)
+        for start in range(0, len(news), _SLICE):
+            yield self._news(news[start : start + _SLICE], now)
+
+    def _redefine(self, delta: Mapping[str, Any]) -> set[str]:
         for budget_id in delta["deleted"]:
             if budget_id in self._states and self._states[budget_id].offset <= self.offset:
                 self._leave(budget_id)
-        touched = self._change(delta["changes"]) | {self._define(entry) for entry in delta["defined"]}
+        touched = {self._define(entry) for entry in delta["defined"]}
+        self._weigh_all()
         self._forget_deletions()
-        return self._news(touched, EPOCH + timedelta(seconds=delta["at_s"]))
+        return touched
+
+    def _mark_each(self, marks: Iterable[Mapping[str, Any]], now: datetime) -> None:
+        for mark in marks:
+            hold = self.holds.get(mark["id"])
+            if hold is not None:
+                self._mark(hold, mark, now)
 
     def _change(self, changes: Iterable[Mapping[str, Any]]) -> set[str]:
         touched: set[str] = set()
@@ -209,10 +358,12 @@ class BudgetBook:
 
     def _define(self, entry: Mapping[str, Any]) -> str:
         """Takes over a definition with its spend, unless a newer one is known."""
-        budget = Budget.model_validate(entry["budget"])
-        if self._deleted.get(budget.id, -1) > entry["offset"]:
-            return budget.id
-        known = self._states.get(budget.id)
+        budget_id: str = entry["budget"]["id"]
+        if self._deleted.get(budget_id, -1) > entry["offset"]:
+            return budget_id
+        known = self._states.get(budget_id)
+        same = known is not None and known.offset == entry["offset"] > 0
+        budget = known.budget if known is not None and same else Budget.model_validate(entry["budget"])
         state = _State.of(budget, entry["offset"])
         state.count_anew(entry)
         if known is None or known.offset <= entry["offset"]:
@@ -223,14 +374,22 @@ class BudgetBook:
         return budget.id
 
     def _enter(self, state: _State) -> None:
+        known = self._states.get(state.budget.id)
+        if known is not None and (known.budget is state.budget or known.budget == state.budget):
+            state.reserved = known.reserved
+            self._states[state.budget.id] = state
+            return
         self._leave(state.budget.id)
         self._states[state.budget.id] = state
         self._index.add(state.budget.scope.dimensions(), state.budget.id)
+        self._weighed = not len(self.holds)
 
     def _leave(self, budget_id: str) -> None:
         state = self._states.pop(budget_id, None)
         if state is not None:
             self._index.remove(state.budget.scope.dimensions(), budget_id)
+            for hold in self.holds.open():
+                hold.counted.pop(budget_id, None)
 
     def _forget_deletions(self) -> None:
         self._deleted = {each: offset for each, offset in self._deleted.items() if offset > self.offset}

@@ -21,7 +21,7 @@ from billing.budget import (
 from billing.budget_price import Costs
 from billing.budget_spend import ZERO, Spend
 
-__all__ = ["Standing", "Verdict", "figures", "judge", "passing_sentence"]
+__all__ = ["Standing", "Verdict", "amount_of", "figures", "judge", "passing_sentence"]
 
 SHARPNESS: dict[Action | None, int] = {None: 0, "notify": 1, "warn": 2, "deny": 3}
 UNITS = {"billed_usd": "USD billed", "list_usd": "USD at list price", "tokens": "tokens", "calls": "calls"}
@@ -30,23 +30,38 @@ _ONE = Decimal(1)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One budget and its spend now. `counted` is false while a new budget's calls are still being counted."""
+    """One budget, its spend now, and what reservations hold of it.
+
+    `counted` is false while a new budget's calls are still being counted.
+    """
 
     budget: Budget
     spend: Spend
     allowances: tuple[tuple[Decimal, Threshold], ...]  # at x limit, ascending
     counted: bool
+    reserved: Decimal = ZERO
+
+    @property
+    def used(self) -> Decimal:
+        """Spent and reserved together."""
+        return EXACT.add(self.spend.amount, self.reserved) if self.reserved else self.spend.amount
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one budget says of a check. `retry_at` is None when it does not deny or waiting will not help."""
+    """What one budget says of a check. `action` is None where it has nothing against it, or only in shadow.
+
+    `retry_at` is None when it does not deny or waiting will not help; `soon`: held amounts may come free at
+    any time. `left` is how much would have fitted, where it denies.
+    """
 
     figures: BudgetFigures
     action: Action | None
     reason: str | None = None
     retry_at: datetime | None = None
+    soon: bool = False
     advice: str | None = None
+    left: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +72,51 @@ class _Need:
 
 def judge(standing: Standing, costs: Costs) -> Verdict:
     """Denies, warns, notifies or lets pass; the spend must have been rolled to now."""
-    need = _need(standing.budget, costs)
+    verdict = _judge(standing, costs)
+    if not standing.budget.shadow or verdict.action is None:
+        return verdict
+    shown = verdict.figures.model_copy(update={"shadow": True})
+    return Verdict(shown, None, reason=f"in shadow, {verdict.reason}")
+
+
+def _judge(standing: Standing, costs: Costs) -> Verdict:
+    budget = standing.budget
+    need = _need(budget, costs)
     if need.refused is not None:
-        return Verdict(
-            figures(standing, action="deny"), "deny", reason=_refusal(standing.budget, need.refused)
-        )
-    would_be = EXACT.add(standing.spend.amount, need.amount or ZERO)
+        return Verdict(figures(standing, action="deny"), "deny", reason=_refusal(budget, need.refused))
+    if budget.per_call is not None and need.amount is not None and need.amount > budget.per_call:
+        return _too_large(standing, need.amount, budget.per_call)
+    would_be = EXACT.add(standing.used, need.amount or ZERO)
     passed = _passed(standing, would_be)
     if passed is None:
         return _within(standing, need.amount)
-    allowance, threshold = passed
-    shown = figures(standing, estimate=need.amount, action=threshold.action, threshold=threshold)
+    return _passing(standing, need.amount, *passed)
+
+
+def _passing(standing: Standing, amount: Decimal | None, allowance: Decimal, threshold: Threshold) -> Verdict:
+    shown = figures(standing, estimate=amount, action=threshold.action, threshold=threshold)
+    denies = threshold.action == "deny"
+    excess = EXACT.subtract(EXACT.add(standing.used, amount or ZERO), allowance)
     return Verdict(
         shown,
         threshold.action,
         reason=passing_sentence(standing.budget, shown, threshold),
-        retry_at=_retry_at(standing, need.amount or ZERO, allowance) if threshold.action == "deny" else None,
+        retry_at=standing.spend.freed_at(excess) if denies else None,
+        soon=denies and ZERO < excess <= standing.reserved,
         advice=_advice(standing, allowance),
+        left=EXACT.subtract(allowance, standing.used) if denies else None,
     )
+
+
+def _too_large(standing: Standing, amount: Decimal, per_call: Decimal) -> Verdict:
+    budget = standing.budget
+    told = (
+        f"{decimal_text(amount)} of at most {decimal_text(per_call)} {UNITS[budget.meter]} for a single call"
+    )
+    shown = figures(standing, estimate=amount, action="deny")
+    room = [each for each, threshold in standing.allowances if threshold.action == "deny"]
+    left = min([per_call, *(EXACT.subtract(each, standing.used) for each in room)])
+    return Verdict(shown, "deny", reason=f"budget {budget.id} denies: {told}", left=left)
 
 
 def _need(budget: Budget, costs: Costs) -> _Need:
@@ -88,6 +130,11 @@ def _need(budget: Budget, costs: Costs) -> _Need:
     if budget.on_unpriced == "dearest" and costs.dearest_usd is not None:
         return _Need(costs.dearest_usd)
     return _Need(None, refused=costs.unpriced)
+
+
+def amount_of(budget: Budget, costs: Costs) -> Decimal | None:
+    """What these costs add to the budget, in its meter's unit; NULL where that is not known."""
+    return _need(budget, costs).amount
 
 
 def _passed(standing: Standing, would_be: Decimal) -> tuple[Decimal, Threshold] | None:
@@ -119,26 +166,21 @@ def figures(
 ) -> BudgetFigures:
     """The budget's figures for a reply; `remaining` is what is left of the limit, negative when overspent."""
     budget, spend = standing.budget, standing.spend
+    remaining = decimal_text(EXACT.subtract(budget.limit, standing.used)) if standing.counted else None
     return BudgetFigures(
         id=budget.id,
         meter=budget.meter,
         limit=decimal_text(budget.limit),
         period=budget.period,
         spent=decimal_text(spend.amount) if standing.counted else None,
-        reserved="0",
-        remaining=decimal_text(EXACT.subtract(budget.limit, spend.amount)) if standing.counted else None,
+        reserved=decimal_text(standing.reserved),
+        remaining=remaining,
         resets_at=spend.resets_at(),
         estimate=None if estimate is None else decimal_text(estimate),
         unpriced_calls=spend.unpriced,
         action=action,
         threshold=None if threshold is None else decimal_text(threshold.at),
     )
-
-
-def _retry_at(standing: Standing, amount: Decimal, allowance: Decimal) -> datetime | None:
-    """When enough has left for this to fit; None when it would not fit an empty period either."""
-    would_be = EXACT.add(standing.spend.amount, amount)
-    return standing.spend.freed_at(EXACT.subtract(would_be, allowance))
 
 
 def _refusal(budget: Budget, why: str) -> str:
@@ -161,14 +203,15 @@ def passing_sentence(budget: Budget, shown: BudgetFigures, threshold: Threshold)
     percent = decimal_text(EXACT.multiply(threshold.at, Decimal(100)))
     verb = {"deny": "denies", "warn": "warns", "notify": "notes"}[threshold.action]
     spent = shown.spent if shown.spent is not None else "a not yet counted part"
+    held = "" if shown.reserved == "0" else f", {shown.reserved} reserved"
     return (
-        f"budget {budget.id} {verb}: {spent} of {shown.limit} {UNITS[budget.meter]} spent {stretch}{more} "
-        f"pass {percent}% of the limit"
+        f"budget {budget.id} {verb}: {spent} of {shown.limit} {UNITS[budget.meter]} spent {stretch}{held}"
+        f"{more} pass {percent}% of the limit"
     )
 
 
 def _advice(standing: Standing, allowance: Decimal) -> str | None:
-    left = EXACT.subtract(allowance, standing.spend.amount)
+    left = EXACT.subtract(allowance, standing.used)
     if not standing.counted or left <= 0:
         return None
     return f"at most {decimal_text(left)} {UNITS[standing.budget.meter]} fits budget {standing.budget.id} now"

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from billing.budget import CheckRequest
 
-__all__ = ["Costs", "Quote", "Quotes", "Resolution", "price", "recognised"]
+__all__ = ["Costs", "Quote", "Quotes", "Resolution", "price", "recognised", "settled"]
 
 _COVERED = frozenset({"subscription", "free", "local"})
 _COSTLESS = frozenset({"free", "local"})
@@ -124,6 +124,30 @@ def price(
         return Costs(free if free is not None else quote.list_cost_usd, quote.list_cost_usd, tokens)
     dearest = _dearest(request, now=now, quotes=quotes)
     return Costs(free, None, tokens, unpriced=_why_unpriced(told), dearest_usd=dearest)
+
+
+def settled(
+    usage: Mapping[str, int] | None,
+    *,
+    tokens: int | None,
+    usd: Decimal | None,
+    access: str | None,
+    model: str | None,
+    provider: str | None,
+    at: datetime,
+    quotes: Quotes | None,
+) -> Costs:
+    """The costs of a call that was made; `usage` are its tokens in disjoint parts, `tokens` all of them."""
+    told = None if tokens is None else Decimal(tokens)
+    if access in _COSTLESS:
+        return Costs(_ZERO, _ZERO, told)
+    free = _ZERO if access in _COVERED else None
+    cost = usd
+    if cost is None and usage is not None and model is not None and quotes is not None:
+        cost = quotes.quote(provider=provider, model=model, at=at, usage=usage).list_cost_usd
+    if cost is None or access == "provisioned":
+        return Costs(free, None, told, unpriced="its cost is not known")
+    return Costs(free if free is not None else cost, cost, told)
 
 
 def _dearest(request: CheckRequest, *, now: datetime, quotes: Quotes | None) -> Decimal | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from billing.budget import BudgetEvent, BudgetFigures, CheckReply, CheckRequest, Decision, Threshold
+from billing.budget import Action, BudgetEvent, BudgetFigures, CheckReply, CheckRequest, Decision, Threshold
 from billing.budget_check import SHARPNESS, Verdict
 
 __all__ = ["event_of", "passing_event", "reply_to"]
 
 _MAX_SENTENCES = 5  # of budgets that decide alike, the first in order of id are quoted
 _SECOND = timedelta(seconds=1)
+_WITHIN = {0: "no budget matches", 1: "within the one budget that matches"}
 
 
 def reply_to(
@@ -31,7 +32,7 @@ def reply_to(
         reason=_reason(deciding, matched=len(verdicts)),
         budgets=[each.figures for each in verdicts],
         unmatched=unmatched,
-        retry_after_s=None if retry_at is None else max(1, -((now - retry_at) // _SECOND)),
+        retry_after_s=_retry_after_s(deciding, retry_at, now) if decision == "deny" else None,
         estimate_usd=estimate_usd,
         advice=_advice(deciding, unmatched, retry_at=retry_at),
     )
@@ -39,6 +40,13 @@ def reply_to(
 
 def _decision(sharpest: int) -> Decision:
     return "deny" if sharpest == SHARPNESS["deny"] else "warn" if sharpest == SHARPNESS["warn"] else "allow"
+
+
+def _retry_after_s(denying: Sequence[Verdict], retry_at: datetime | None, now: datetime) -> int | None:
+    """A second where reservations are all that stands in the way: they may be settled at any time."""
+    if all(each.soon for each in denying):
+        return 1
+    return None if retry_at is None else max(1, -((now - retry_at) // _SECOND))
 
 
 def _retry_at(denying: Sequence[Verdict]) -> datetime | None:
@@ -49,7 +57,7 @@ def _retry_at(denying: Sequence[Verdict]) -> datetime | None:
 
 def _reason(deciding: Sequence[Verdict], *, matched: int) -> str:
     if not deciding:
-        return f"within all {matched} budgets that match" if matched else "no budget matches"
+        return _WITHIN.get(matched, f"within all {matched} budgets that match")
     sentences = [each.reason for each in deciding[:_MAX_SENTENCES] if each.reason is not None]
     more = len(deciding) - len(sentences)
     return "; ".join([*sentences, f"and {more} more budgets alike"] if more else sentences)
@@ -69,22 +77,29 @@ def _rfc3339(at: datetime) -> str:
 
 
 def event_of(request: CheckRequest, reply: CheckReply, now: datetime) -> BudgetEvent | None:
-    """What to keep of a check: its denial or warning with the figures of the budgets that decided; None
-    if allowed.
+    """What to keep of a check: its denial or warning with the figures of the budgets that decided, or would
+    have in shadow; None if there were none.
     """
-    if reply.decision == "allow":
+    deciding = [each for each in reply.budgets if each.action == reply.decision and not each.shadow]
+    shadows = [each for each in reply.budgets if each.shadow]
+    if reply.decision == "allow" and not shadows:
         return None
+    decision = _sharpest(shadows) if reply.decision == "allow" else reply.decision
     return BudgetEvent(
         at=now,
         source="check",
-        decision=reply.decision,
+        decision=decision,
         reason=reply.reason,
         scope=request.scope,
         model=request.model,
         trace_id=request.trace_id,
         estimate_usd=reply.estimate_usd,
-        budgets=[each for each in reply.budgets if each.action == reply.decision],
+        budgets=[*deciding, *shadows],
     )
+
+
+def _sharpest(shadows: Sequence[BudgetFigures]) -> Action:
+    return max((each.action or "notify" for each in shadows), key=lambda action: SHARPNESS[action])
 
 
 def passing_event(figures: BudgetFigures, threshold: Threshold, *, reason: str, now: datetime) -> BudgetEvent:

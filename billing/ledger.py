@@ -243,8 +243,9 @@ class Ledger:
         """The same, with the settlements of reservations that telemetry replaces or has not told of yet."""
         gone, come = self._feed.settle(self._pricing, now=datetime.now(UTC))
         if len(gone):
+            gone = gone.cast(dict(written.schema))  # type: ignore[arg-type]
             self._retire(gone, commit_no)
-            removed = pl.concat([removed, gone.select(removed.columns).cast(dict(written.schema))])  # type: ignore[arg-type]
+            removed = pl.concat([removed, gone.select(removed.columns)])
         if len(come):
             append(self._db, "calls", come, commit_no=commit_no)
             written = pl.concat([written, come.select(written.columns)])

@@ -12,7 +12,9 @@ One `SpendFeed` serves one ledger; all of it runs in the thread that writes:
     front.send(feed.snapshot(position=position, now=now))      # once, before the first commit
     with transaction:
         ... write the calls ...
-        feed.apply_controls(controls)                           # definitions and events of this batch
+        feed.apply_controls(controls)                           # definitions, reservations, events
+        feed.claim(fused, written)                              # which reservations the calls may settle
+        gone, come = feed.settle(pricing, now=now)              # settlements in `calls`, to be (un)written
         message = feed.delta(before=removed, after=written, position=position, now=now)
     feed.committed()                                            # or, when it failed, feed.rolled_back()
     front.send(message)
@@ -42,11 +44,15 @@ from billing.budget import (
     ControlError,
     DeleteBudget,
     PutBudget,
+    RecordEvent,
     decimal_text,
-    decode_control,
 )
 from billing.budget_period import epoch_s
 from billing.budget_spend import spend_of
+from billing.charges import Pricing
+from billing.reservation import decode_controls
+from billing.reservation_ledger import DDL as RESERVATIONS_DDL
+from billing.reservation_ledger import ReservationLedger
 from billing.spend_count import Change, Definition, compile_scopes, deltas, floor_of, recount
 from billing.tables import MONEY_SUM, Column, create_table
 
@@ -84,6 +90,8 @@ BUDGETS = _columns(
         "end of the period; of a rolling window, when its oldest spend leaves; NULL: never",
     ),
     ("as_of", "TIMESTAMPTZ", "the moment the figures are of"),
+    ("per_call", MONEY_SUM, "the most that one call may need, in the meter's unit; NULL: no such limit"),
+    ("shadow", "BOOLEAN", "whether it only watches: decides and records, and denies nobody"),
 )
 
 BUDGET_EVENTS = _columns(
@@ -106,6 +114,7 @@ BUDGET_EVENTS = _columns(
     ("model", "VARCHAR", "the model of the check"),
     ("trace_id", "VARCHAR", "the trace of the check"),
     ("reason", "VARCHAR", "the reason given"),
+    ("shadow", "BOOLEAN", "whether the budget only watches: it would have decided so"),
 )
 
 _PLACE = _columns(
@@ -126,7 +135,9 @@ _SPEND = _columns(
 DDL = (
     create_table("budget_definitions", _DEFINITIONS),
     create_table("budget_spend", _SPEND),
-    create_table("budget_events", (*BUDGET_EVENTS, *_PLACE)),
+    create_table("budget_events", (*BUDGET_EVENTS[:-1], *_PLACE)),
+    "ALTER TABLE budget_events ADD COLUMN IF NOT EXISTS shadow BOOLEAN",
+    *RESERVATIONS_DDL,
 )
 """Tables of the ledger. A deleted budget keeps its row in budget_definitions, so that an older record of
 it that comes again stays without effect. Rows of budget_spend are changes; their sum is the spend."""
@@ -137,6 +148,7 @@ COMPACT_ROWS = 100_000  # budget_spend is summed up when it has grown by so many
 _TYPES: dict[str, pl.DataType] = {
     "VARCHAR": pl.String(),
     "BIGINT": pl.Int64(),
+    "BOOLEAN": pl.Boolean(),
     "TIMESTAMPTZ": pl.Datetime("us", "UTC"),
     "DECIMAL(9,6)": pl.Decimal(38, 12),
     MONEY_SUM: pl.Decimal(38, 12),
@@ -166,7 +178,7 @@ def _insert(
         return
     schema = {column.name: _TYPES[column.type] for column in columns}
     with _registered(con, "budget_rows", pl.DataFrame(rows, schema=schema, orient="row")):
-        con.execute(f"INSERT INTO {table} SELECT * FROM budget_rows")
+        con.execute(f"INSERT INTO {table} BY NAME SELECT * FROM budget_rows")
 
 
 # --- definitions ------------------------------------------------------------------------------------------
@@ -241,7 +253,7 @@ def _write_events(
     ]
     number = _one(con, "SELECT coalesce(max(number), 0) FROM budget_events")
     numbered = [(number + i, *row) for i, row in enumerate(rows, start=1)]
-    _insert(con, "budget_events", (*BUDGET_EVENTS, *_PLACE), numbered)
+    _insert(con, "budget_events", (*BUDGET_EVENTS[:-1], *_PLACE, BUDGET_EVENTS[-1]), numbered)
 
 
 def _one(con: duckdb.DuckDBPyConnection, query: str) -> int:
@@ -252,7 +264,14 @@ def _one(con: duckdb.DuckDBPyConnection, query: str) -> int:
 def _event_rows(event: BudgetEvent, place: tuple[str, int]) -> list[tuple[Any, ...]]:
     scope = _json(event.scope.model_dump(mode="json"))
     ending = (_money(event.estimate_usd), scope, event.model, event.trace_id, event.reason, *place)
-    return [(event.at, event.source, event.decision, *_figures(each), *ending) for each in event.budgets]
+    return [
+        (event.at, event.source, _decision(event, each), *_figures(each), *ending, each.shadow)
+        for each in event.budgets
+    ]
+
+
+def _decision(event: BudgetEvent, of: BudgetFigures) -> str:
+    return of.action or event.decision if of.shadow else event.decision
 
 
 def _figures(told: BudgetFigures) -> tuple[Any, ...]:
@@ -325,10 +344,11 @@ class SpendFeed:
     billing.budget_book).
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, *, epoch: str) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, *, epoch: str, news_until: int = 0) -> None:
         self._con = con
         self._epoch = epoch
         self._seq = 0
+        self._reservations = ReservationLedger(con, news_until=news_until)
         self._load()
 
     def _load(self) -> None:
@@ -341,7 +361,13 @@ class SpendFeed:
         """The whole state as of the committed journal position, as a message."""
         spend = load_spend(self._con)
         entries = [_entry(each, spend.get(budget_id, ())) for budget_id, each in self._definitions.items()]
-        return {"seq": self._seq, "offset": position, "at_s": epoch_s(now), "budgets": entries}
+        return {
+            "seq": self._seq,
+            "offset": position,
+            "at_s": epoch_s(now),
+            "budgets": entries,
+            "holds": self._reservations.snapshot(now=now),
+        }
 
     def apply_controls(self, controls: Iterable[tuple[int, bytes]]) -> None:
         """Applies control records (journal offset, body), each once, whatever comes again."""
@@ -349,19 +375,32 @@ class SpendFeed:
         events: list[tuple[int, BudgetEvent]] = []
         for offset, body in controls:
             try:
-                control = decode_control(body)
+                decoded = decode_controls(body)
             except ControlError as error:
                 _reject(self._con, offset, error)
                 continue
-            if isinstance(control, PutBudget):
-                told.append((control.budget.id, control.budget, offset))
-            elif isinstance(control, DeleteBudget):
-                told.append((control.budget_id, None, offset))
-            else:
-                events.append((offset, control.event))
+            for control in decoded:
+                if isinstance(control, PutBudget):
+                    told.append((control.budget.id, control.budget, offset))
+                elif isinstance(control, DeleteBudget):
+                    told.append((control.budget_id, None, offset))
+                elif isinstance(control, RecordEvent):
+                    events.append((offset, control.event))
+                else:
+                    self._reservations.take(offset, control)
         if told:
             self._define(_newest(self._con, told, epoch=self._epoch))
         _write_events(self._con, events, epoch=self._epoch)
+
+    def claim(self, fused: pl.DataFrame, written: pl.DataFrame) -> None:
+        """The calls that this transaction has written, fused from these observations."""
+        self._reservations.claim(fused, written)
+
+    def settle(self, pricing: Pricing, *, now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Holds calls and controls against the reservations: settlements to be taken out of `calls` (with
+        `superseded_by`), and those to be written.
+        """
+        return self._reservations.settle(pricing, now=now)
 
     def _define(self, newest: Told) -> None:
         _write_definitions(self._con, newest, epoch=self._epoch)
@@ -396,6 +435,7 @@ class SpendFeed:
             "changes": [_change(each) for each in changes],
             "defined": defined,
             "deleted": deleted,
+            **self._reservations.delta(),
         }
 
     def _compact_when_grown(self, rows: int, now: datetime) -> None:
@@ -423,6 +463,7 @@ class SpendFeed:
 
     def rolled_back(self) -> None:
         """The transaction failed: nothing of it holds."""
+        self._reservations.load()
         self._load()
 
 
@@ -456,9 +497,15 @@ def _change(change: Change) -> dict[str, Any]:
 
 def published_ddl(schema: str) -> list[str]:
     """Statements that lay out `budgets` and `budget_events` in the published file attached as `schema`."""
+    added = (("budgets", BUDGETS[-2:]), ("budget_events", BUDGET_EVENTS[-1:]))
     return [
         create_table(f"{schema}.budgets", BUDGETS),
         create_table(f"{schema}.budget_events", BUDGET_EVENTS),
+        *(
+            f"ALTER TABLE {schema}.{table} ADD COLUMN IF NOT EXISTS {column.name} {column.type}"
+            for table, columns in added
+            for column in columns
+        ),
     ]
 
 
@@ -471,7 +518,7 @@ def publish(con: duckdb.DuckDBPyConnection, schema: str, *, now: datetime | None
     _insert(con, f"{schema}.budgets", BUDGETS, rows)
     columns = ", ".join(column.name for column in BUDGET_EVENTS)
     con.execute(
-        f"INSERT INTO {schema}.budget_events SELECT {columns} FROM budget_events "
+        f"INSERT INTO {schema}.budget_events BY NAME SELECT {columns} FROM budget_events "
         f"WHERE number > (SELECT coalesce(max(number), 0) FROM {schema}.budget_events) ORDER BY number"
     )
 
@@ -499,5 +546,5 @@ def _published_row(
             spend.amount,
             EXACT.subtract(budget.limit, spend.amount),
         ),
-        *(spend.unpriced, spend.resets_at(), now),
+        *(spend.unpriced, spend.resets_at(), now, budget.per_call, budget.shadow),
     )

@@ -9,17 +9,18 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from tests.shell_house import publish
 
-from billing.budget import Budget, read_check
+from billing.budget import Budget
 from billing.budget_book import BudgetBook
+from billing.reservation_desk import ReservationDesk
+from tests.shell_house import publish
 from tollbook.api import BudgetCheck, create_app
-from tollbook.api_budgets import CHECK_PATH
+from tollbook.api_reservations import answer_check, is_budget_path
 from tollbook.guard import Guard
 from tollbook.reader_pool import ReaderLimits, ReaderPool
 from tollbook.settings import Server, Settings
@@ -35,7 +36,8 @@ class StandingHouse:
         self.published = 4000
         self.reasons: list[str] = []
         self.readers = ReaderPool(data_dir / "usage.duckdb", LIMITS)
-        self.budgets = BudgetBook()
+        self.desk = ReservationDesk(self._append)
+        self.desk.take_snapshot({"seq": 0, "offset": 4096, "at_s": 0, "budgets": []})
         self.settings = Settings(server=Server(data_dir=data_dir))
         self.places: dict[str, str] = {}
         self.explained: list[tuple[str, datetime]] = []
@@ -43,6 +45,10 @@ class StandingHouse:
     @property
     def ready(self) -> bool:
         return not self.reasons
+
+    @property
+    def budgets(self) -> BudgetBook:
+        return self.desk.book
 
     async def define_budget(self, budget: Budget) -> None:
         self.acknowledged += 100
@@ -55,7 +61,11 @@ class StandingHouse:
     async def check_budget(self, body: bytes) -> bytes:
         if b"fault" in body:
             raise RuntimeError("sk-ant-secret is in this message")
-        return self.budgets.check(read_check(body), datetime.now(UTC), None).model_dump_json().encode()
+        return await answer_check(self.desk, body)
+
+    async def _append(self, body: bytes) -> int:
+        self.acknowledged += len(body)
+        return self.acknowledged
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         self.explained.append((call_id, started_at))
@@ -130,7 +140,7 @@ def _routes(house: StandingHouse) -> Guard:
     api, check = create_app(house), BudgetCheck(house)
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
-        fast = scope["path"] == CHECK_PATH and scope["method"] == "POST"
+        fast = is_budget_path(scope["method"], scope["path"])
         await (check if fast else api)(scope, receive, send)
 
     return Guard(route, allowed_hosts=["agent-host"])

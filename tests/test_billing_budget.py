@@ -45,6 +45,8 @@ def test_defaults_and_echo() -> None:
         "time_zone": "UTC",
         "thresholds": [{"at": "1.0", "action": "deny"}],
         "on_unpriced": "deny",
+        "per_call": None,
+        "shadow": False,
     }
 
 

@@ -15,7 +15,6 @@ import pytest
 from billing.budget import (
     Budget,
     CheckReply,
-    ReservationsUnavailable,
     SpendGap,
     decode_control,
     encode_control,
@@ -394,13 +393,6 @@ def test_the_catalogue_s_own_prices_are_understood() -> None:
     )
     reply = book.check(request, NOW, quotes)
     assert (reply.estimate_usd, [each.id for each in reply.budgets]) == ("0.066", ["b"])
-
-
-def test_no_reservation_is_pretended() -> None:
-    with pytest.raises(ReservationsUnavailable) as caught:
-        ask(book_of(), estimate={"usd": "1"}, reserve=True, ttl_s=600, idempotency_key="k")
-    assert (caught.value.code, caught.value.status) == ("reservations_unavailable", 501)
-    assert "reserve" in caught.value.next_step
 
 
 # --- time -------------------------------------------------------------------------------------------------

@@ -531,6 +531,7 @@ def test_an_event_keeps_the_figures_of_its_moment(con: duckdb.DuckDBPyConnection
         "trace_id": "0" * 32,
         "reason": "budget b denies: 9.99 of 10 USD billed spent today and 0.02 more for this call "
         "pass 100% of the limit",
+        "shadow": False,
         "journal_epoch": "e1",
         "journal_offset": 1,
     }

@@ -35,6 +35,7 @@ from tollbook.api_budgets import (
     show_budget,
 )
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
+from tollbook.api_reservations import REQUESTS, add_reservation_routes
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
 from tollbook.house import House
 from tollbook.problems import KINDS, MEDIA_TYPE, Problem
@@ -117,6 +118,7 @@ def create_app(house: House) -> FastAPI:
     _handle_errors(app)
     _add_figures(app, house)
     _add_budgets(app, house)
+    add_reservation_routes(app, house)
     _add_operations(app, house)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     return app
@@ -261,9 +263,8 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        _, bodies = models_json_schema(
-            [(Budget, "validation"), (CheckRequest, "validation")], ref_template=REF
-        )
+        requests: list[type[BaseModel]] = [Budget, CheckRequest, *REQUESTS]
+        _, bodies = models_json_schema([(each, "validation") for each in requests], ref_template=REF)
         document["components"]["schemas"].update(bodies["$defs"])
         app.openapi_schema = document
     return app.openapi_schema

@@ -12,17 +12,18 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from billing.budget import Budget, BudgetEvent, SpendGap, encode_control
+from billing.budget_book import BudgetBook
+from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
-
-from billing.budget import Budget, BudgetEvent, SpendGap, encode_control, read_check
-from billing.budget_book import BudgetBook, event_of
 from ingest.intake import Intake
 from ingest.journal import Journal, JournalError, Kind
 from ingest.limits import Limits
+from tollbook.api_reservations import answer_check
 from tollbook.channel import Message
 from tollbook.ledger_link import LedgerGone, LedgerLink
 from tollbook.problems import Problem
@@ -44,17 +45,22 @@ class Front:
         self.settings = settings
         self.journal = journal
         self.intake = Intake(journal, Limits(**settings.limits.model_dump()))
-        self.budgets = BudgetBook()
-        self.quotes: Quotes | None = None
+        self.desk = ReservationDesk(self._journal, keep=self._keep, ready_from=journal.durable)
         self.readers = ReaderPool(settings.server.data_dir / "usage.duckdb", _reader_limits(settings))
-        self.ledger = LedgerLink(_ledger_config(settings, journal.epoch), on_state=self._take)
+        self.ledger = LedgerLink(_ledger_config(settings, journal), on_state=self._take)
         self.events: asyncio.Queue[BudgetEvent] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self.quotes: Quotes | None = None
         self.events_dropped = 0
-        self.checks = 0
+        self._following: set[asyncio.Task[None]] = set()
         self.started_at = time.time()
         self.places: dict[str, str] = {}
         journal.on_durable = self.ledger.durable
         self.ledger.durable(journal.durable)
+
+    @property
+    def budgets(self) -> BudgetBook:
+        """The budgets and where they stand."""
+        return self.desk.book
 
     @property
     def acknowledged(self) -> int:
@@ -77,6 +83,8 @@ class Front:
         found = []
         if not self.ledger.running:
             found.append("the ledger is starting")
+        elif not self.desk.ready:
+            found.append("the ledger is catching up with what was acknowledged before the start")
         if not self.readers.alive:
             found.append("the readers are starting")
         if self.journal.failure:
@@ -108,7 +116,7 @@ class Front:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COUNTING_TIMEOUT_S):
                 while self.budgets.pending(budget.id):
-                    await self.ledger.changed.wait()
+                    await self.desk.applied.wait()
 
     async def delete_budget(self, budget_id: str) -> None:
         """Delete a budget, durably."""
@@ -116,16 +124,8 @@ class Front:
         self.budgets.delete(budget_id, offset)
 
     async def check_budget(self, body: bytes) -> bytes:
-        """The reply to a check, from memory. Raises `BudgetError`, and `Problem` while spend is not known."""
-        request = read_check(body)
-        if not self.budgets.ready:
-            raise Problem("not_ready", "the ledger is starting, spend is not known yet", retry_after_s=1)
-        now = datetime.now(UTC)
-        reply = self.budgets.check(request, now, self.quotes)
-        self.checks += 1
-        if event := event_of(request, reply, now):
-            self._keep(event)
-        return reply.model_dump_json().encode()
+        """The reply to a check. Raises BudgetError, and Problem where the journal cannot write."""
+        return await answer_check(self.desk, body)
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         """What the ledger knows of a call: its observations, the evidence, the arithmetic."""
@@ -158,7 +158,9 @@ class Front:
             "ledger_calls_total": self.ledger.calls,
             "ledger_repeated_records_total": self.ledger.repeated,
             "ledger_publish_seconds": self.ledger.publish_took_s,
-            "budget_checks_total": self.checks,
+            "budget_checks_total": self.desk.checks,
+            "budget_reservations_total": self.desk.reservations,
+            "budget_reservations_open": len(self.budgets.holds),
             "budget_events_dropped_total": self.events_dropped,
             "uptime_seconds": time.time() - self.started_at,
         }
@@ -172,20 +174,24 @@ class Front:
     def _take(self, message: Message) -> None:
         """Follow the ledger: release what it has committed, keep the budgets equal to it."""
         self.journal.release(min(self.ledger.committed, self.journal.durable))
+        if message["type"] == "hello":
+            self._load_quotes()
+            self.desk.take_snapshot(message["spend"])
+        else:
+            task = asyncio.create_task(self._follow(message["spend"]))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+
+    async def _follow(self, delta: Message) -> None:
         try:
-            if message["type"] == "hello":
-                self._load_quotes()
-                self.budgets.apply_snapshot(message["spend"])
-            else:
-                for event in self.budgets.apply_delta(message["spend"]):
-                    self._keep(event)
+            await self.desk.take_delta(delta)
         except SpendGap:
             log.exception("the budgets lost track of the ledger; starting it again for a whole snapshot")
             self.ledger.restart()
 
     def _load_quotes(self) -> None:
         if self.quotes is None:
-            self.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
+            self.quotes = self.desk.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
 
     def _keep(self, event: BudgetEvent) -> None:
         try:
@@ -214,10 +220,11 @@ def _reader_limits(settings: Settings) -> ReaderLimits:
     return ReaderLimits(**settings.sql.model_dump())
 
 
-def _ledger_config(settings: Settings, epoch: str) -> Message:
+def _ledger_config(settings: Settings, journal: Journal) -> Message:
     return {
         "data_dir": str(Path(settings.server.data_dir).absolute()),
-        "epoch": epoch,
+        "epoch": journal.epoch,
+        "news_until": journal.durable,
         **settings.ledger.model_dump(),
         **settings.retention.model_dump(),
         **settings.billing.model_dump(),

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from billing.budget import Budget
 from billing.budget_book import BudgetBook
+from billing.reservation_desk import ReservationDesk
+from catalog.quote import Quotes
 from tollbook.reader_pool import ReaderPool
 from tollbook.settings import Settings
 
@@ -31,6 +33,13 @@ class House(Protocol):
     def readers(self) -> ReaderPool: ...
     @property
     def budgets(self) -> BudgetBook: ...
+    @property
+    def quotes(self) -> Quotes | None:
+        """The catalogue in memory; None while the house is starting."""
+        ...
+
+    @property
+    def desk(self) -> ReservationDesk: ...
     @property
     def settings(self) -> Settings: ...
 

@@ -58,6 +58,7 @@ class Config:
     assume_unknown_access: bool
     attribution: dict[str, list[str]]
     log_level: str
+    news_until: int = 0
 
     def path(self, name: str) -> Path:
         return Path(self.data_dir) / name
@@ -82,6 +83,7 @@ class LedgerProcess:
             pricing=catalog,
             memory_limit=f"{config.memory_bytes}B",
             threads=config.threads,
+            news_until=config.news_until,
         )
         self._publisher = Publisher(
             self._ledger.cursor(),

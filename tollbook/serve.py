@@ -21,7 +21,7 @@ from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal, JournalError
 from tollbook.api import create_app
-from tollbook.api_budgets import BudgetCheck
+from tollbook.api_reservations import BudgetCheck, is_budget_path
 from tollbook.errors import TollbookError
 from tollbook.front import Front
 from tollbook.guard import Guard
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("tollbook.front")
 
 GRACE_S = 5
-CHECK_PATH = "/api/v1/budgets/check"
 KEEP_ALIVE_S = 75
 
 
@@ -98,7 +97,7 @@ class Routes:
         if scope["type"] == "http":
             if is_otlp_path(scope["path"]):
                 return await self._otlp(scope, receive, send)
-            if scope["path"] == CHECK_PATH and scope["method"] == "POST":
+            if is_budget_path(scope["method"], scope["path"]):
                 return await self._check(scope, receive, send)
         return await self._api(scope, receive, send)
 

@@ -1,0 +1,208 @@
+"""Checks and reservations over HTTP, by the shortest way: raw ASGI before FastAPI and its router.
+
+They are asked before and after every model call. The API declares the same routes for the reference
+(`add_reservation_routes`), over the same functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+
+from billing.budget import BudgetError, read_check
+from billing.reservation import (
+    CheckBatch,
+    ReleaseBatch,
+    ReservationReply,
+    SettleBatch,
+    SettleRequest,
+    read_batch,
+    read_settlement,
+)
+from billing.reservation_desk import ReservationDesk
+from tollbook.guard import Receive, Scope, Send, send_body, send_problem
+from tollbook.house import House
+from tollbook.problems import Kind, Problem
+
+__all__ = [
+    "REQUESTS",
+    "BudgetCheck",
+    "add_reservation_routes",
+    "answer_check",
+    "budget_problem",
+    "is_budget_path",
+]
+
+log = logging.getLogger("tollbook.api")
+
+REQUESTS: tuple[type[BaseModel], ...] = (CheckBatch, SettleRequest, SettleBatch, ReleaseBatch)
+"""Bodies that are read here, for the reference."""
+
+CHECK_PATH = "/api/v1/budgets/check"
+RESERVATIONS_PATH = "/api/v1/reservations/"
+MAX_CHECK_BYTES = 64 << 10
+JSON_HEADERS = [(b"content-type", b"application/json")]
+_VERBS = ("settle", "release")
+
+
+def is_budget_path(method: str, path: str) -> bool:
+    """Whether `BudgetCheck` answers this: a check, a settlement, a release."""
+    return method == "POST" and (path == CHECK_PATH or path.startswith(RESERVATIONS_PATH))
+
+
+class BudgetCheck:
+    """The ASGI application of the paths that are asked with every model call."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; a denial is an answer with status 200."""
+        try:
+            body = await self._answer(scope["path"], await _body(receive))
+        except BudgetError as error:
+            await send_problem(send, budget_problem(error))
+        except Problem as problem:
+            await send_problem(send, problem)
+        except Exception:
+            log.exception("a budget check failed")
+            await send_problem(send, Problem("internal", "the check could not be answered"))
+        else:
+            await send_body(send, body, status=200, headers=JSON_HEADERS)
+
+    async def _answer(self, path: str, body: bytes) -> bytes:
+        if path == CHECK_PATH:
+            return await self._house.check_budget(body)
+        return await answer_reservation(self._house.desk, path.removeprefix(RESERVATIONS_PATH), body)
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body", False) and len(body) <= MAX_CHECK_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+    if len(body) > MAX_CHECK_BYTES:
+        raise Problem("too_large", f"a check may have {MAX_CHECK_BYTES} bytes")
+    return body
+
+
+def budget_problem(error: BudgetError) -> Problem:
+    """A fault of the budgets as the caller sees it."""
+    title = (type(error).__doc__ or "").partition(";")[0].partition(":")[0].rstrip(".")
+    kind = Kind(error.status, title, error.next_step)
+    errors = [{"message": text} for text in error.sentences]
+    return Problem(error.code, str(error), kind=kind, retry_after_s=error.retry_after_s, errors=errors)
+
+
+async def answer_check(desk: ReservationDesk, body: bytes) -> bytes:
+    """The reply to a check's JSON, or to a batch of them. Raises BudgetError."""
+    if b'"items"' in body and _is_batch(body):
+        batch = read_batch(CheckBatch, body)
+        return await _each([desk.check(each) for each in batch.items])
+    return (await desk.check(read_check(body))).model_dump_json().encode()
+
+
+async def answer_reservation(desk: ReservationDesk, path: str, body: bytes) -> bytes:
+    """The reply to `<id>/settle`, `<id>/release`, or `settle` and `release` of many. Raises BudgetError."""
+    reservation_id, _, verb = path.rpartition("/")
+    if verb not in _VERBS:
+        raise Problem("not_found", "there is no such thing to do with a reservation")
+    if not reservation_id:
+        return await _answer_batch(desk, verb, body)
+    if verb == "settle":
+        reply = await desk.settle(reservation_id, read_settlement(body))
+    else:
+        reply = await desk.release(reservation_id)
+    return reply.model_dump_json().encode()
+
+
+async def _answer_batch(desk: ReservationDesk, verb: str, body: bytes) -> bytes:
+    if verb == "release":
+        released = read_batch(ReleaseBatch, body)
+        return await _each([desk.release(each) for each in released.reservation_ids])
+    settled = read_batch(SettleBatch, body)
+    return await _each([desk.settle(each.reservation_id, each.settlement()) for each in settled.items])
+
+
+def _is_batch(body: bytes) -> bool:
+    try:
+        told = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(told, dict) and "items" in told
+
+
+async def _each(asked: Sequence[Coroutine[Any, Any, BaseModel]]) -> bytes:
+    """The answers in order; what cannot be answered is a problem document in its place."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return b'{"items":[' + b",".join(_item(each) for each in answers) + b"]}"
+
+
+def _item(answer: BaseModel | BaseException) -> bytes:
+    if isinstance(answer, BaseModel):
+        return answer.model_dump_json().encode()
+    if isinstance(answer, BudgetError):
+        return budget_problem(answer).body()
+    if isinstance(answer, Problem):
+        return answer.body()
+    raise answer
+
+
+class Replies(BaseModel):
+    """One answer for each item of a batch, in order; a problem document where there is none."""
+
+    items: list[ReservationReply | dict[str, Any]]
+
+
+def add_reservation_routes(app: FastAPI, house: House) -> None:
+    """The routes of reservations, for the reference and for those who come through FastAPI."""
+    one = RESERVATIONS_PATH + "{reservation_id}"
+    told: dict[str, Any] = {
+        "response_class": Response,
+        "tags": ["budgets"],
+        "responses": {200: {"model": ReservationReply}},
+    }
+    many = {**told, "responses": {200: {"model": Replies}}}
+
+    @app.get(one, **told)
+    async def reservation(reservation_id: str) -> Response:
+        """How a reservation stands."""
+        return _json((await house.desk.show(reservation_id)).model_dump_json().encode())
+
+    @app.post(one + "/settle", openapi_extra=_request(SettleRequest), **told)
+    async def settle(request: Request, reservation_id: str) -> Response:
+        """Put what the call needed in the place of what was held."""
+        path = f"{reservation_id}/settle"
+        return _json(await answer_reservation(house.desk, path, await request.body()))
+
+    @app.post(one + "/release", **told)
+    async def release(reservation_id: str) -> Response:
+        """Let go of what is held: the call is not made."""
+        return _json(await answer_reservation(house.desk, f"{reservation_id}/release", b""))
+
+    @app.post(RESERVATIONS_PATH + "settle", openapi_extra=_request(SettleBatch), **many)
+    async def settle_many(request: Request) -> Response:
+        """Settle several."""
+        return _json(await answer_reservation(house.desk, "settle", await request.body()))
+
+    @app.post(RESERVATIONS_PATH + "release", openapi_extra=_request(ReleaseBatch), **many)
+    async def release_many(request: Request) -> Response:
+        """Release several."""
+        return _json(await answer_reservation(house.desk, "release", await request.body()))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _request(model: type[BaseModel]) -> dict[str, Any]:
+    """A request body that the route reads itself, for the reference."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
