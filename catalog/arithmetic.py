@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from catalog.table import PARTS, PriceRow, price_decimal, with_fallbacks
 
-__all__ = ["MAX_COST_USD", "Line", "UnpricedPart", "cost", "lines", "parts_of_call"]
+__all__ = ["MAX_COST_USD", "Line", "UnpricedPart", "cost", "lines", "parts_of_call", "shown_line"]
 
 MAX_COST_USD = Decimal("999999.999999999999")
 """The largest charge DECIMAL(18,12) holds."""
@@ -56,6 +56,16 @@ def cost(charged: list[Line]) -> Decimal | None:
         total = _WIDE.add(total, line.usd)
     total = _WIDE.quantize(total, _PLACE)
     return total if total <= MAX_COST_USD else None
+
+
+def shown_line(line: Line) -> dict[str, str]:
+    """Give one part of a charge as decimal strings."""
+    return {
+        "part": line.part,
+        "units": str(line.units),
+        "usd_per_million": f"{line.usd_per_million:f}",
+        "usd": f"{line.usd.normalize():f}",
+    }
 
 
 def parts_of_call(call: Mapping[str, int | None]) -> dict[str, int]:

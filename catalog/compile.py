@@ -1,4 +1,4 @@
-"""Flattens the installed `genai-prices` into our own table, once per version of it.
+"""Flattens the installed `genai-prices` into our own table, once per version of it; keeps the adopted one.
 
 Asking the library for each call costs a millisecond and its import half a second and 40 MB; the flat table
 loads in milliseconds and prices a million calls by joins. The library is imported here only, and by
@@ -11,7 +11,9 @@ Where the source is silent, the table is silent: a model without token prices ha
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,19 @@ from catalog.clauses import Clause
 from catalog.errors import PriceDataError
 from catalog.table import PARTS, STANDARD, UNIT, PriceModel, PriceRow, PriceTable, canonical, seconds
 
-__all__ = ["compile_prices", "installed_source", "load_prices"]
+__all__ = [
+    "adopt",
+    "adopted_source",
+    "compile_installed",
+    "compile_prices",
+    "installed_source",
+    "load_prices",
+]
+
+log = logging.getLogger("tollbook.catalog")
+
+ADOPTED = "adopted"
+"""File that names the price source in use."""
 
 FORMAT = 1
 """Raised whenever the shape or the meaning of the compiled file changes; older files are compiled anew."""
@@ -92,15 +106,38 @@ def compile_prices() -> PriceTable:
 
 
 def load_prices(cache_dir: Path | None) -> PriceTable:
-    """Load the compiled table from `cache_dir`, compiling it there first when it is absent, torn or of
-    another version.
+    """Load the adopted prices from `cache_dir`; the first time the installed version is compiled and adopted.
 
-    Without a directory it is compiled in this process. Raises PriceDataError with the next step.
+    A newer installed version changes nothing until `adopt` is called: prices must not move by themselves when
+    a package does. Without a directory the installed version is compiled in this process. Raises
+    PriceDataError with the next step.
     """
-    source = installed_source()
     if cache_dir is None:
         return compile_prices()
-    path = cache_dir / f"prices-{source.replace(' ', '-')}-v{FORMAT}.json"
+    source = adopted_source(cache_dir) or installed_source()
+    table = _read(_path(cache_dir, source), source)
+    if table is None:
+        _must_be_installed(source)
+        table = adopt(cache_dir)
+    if (installed := installed_source()) != source:
+        log.warning(
+            "%s is installed, prices of %s stay in use until `tollbook catalog update`", installed, source
+        )
+    return table
+
+
+def adopted_source(cache_dir: Path) -> str | None:
+    """Name the price source whose prices are in use; None before the first start."""
+    try:
+        return (cache_dir / ADOPTED).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def compile_installed(cache_dir: Path) -> PriceTable:
+    """Give the installed version's table, compiled beside the adopted one where it was not yet."""
+    source = installed_source()
+    path = _path(cache_dir, source)
     table = _read(path, source)
     if table is None:
         _compile_in_child(path)
@@ -110,6 +147,25 @@ def load_prices(cache_dir: Path | None) -> PriceTable:
             f"compiled prices at {path} cannot be read back; remove the file and start again"
         )
     return table
+
+
+def adopt(cache_dir: Path) -> PriceTable:
+    """Put the installed version's prices in use from the next start on. Older compiled tables are kept."""
+    table = compile_installed(cache_dir)
+    _write_whole(cache_dir / ADOPTED, table.source.encode() + b"\n")
+    return table
+
+
+def _must_be_installed(source: str) -> None:
+    if source != installed_source():
+        raise PriceDataError(
+            f"prices of {source} are in use, but their compiled table is missing or damaged and "
+            f"{installed_source()} is installed; install that version again, or run `tollbook catalog update`"
+        )
+
+
+def _path(cache_dir: Path, source: str) -> Path:
+    return cache_dir / f"prices-{re.sub(r'[^A-Za-z0-9._-]+', '-', source)}-v{FORMAT}.json"
 
 
 def _read(path: Path, source: str) -> PriceTable | None:
@@ -136,11 +192,15 @@ def _compile_in_child(path: Path) -> None:
 def _write(path: Path, table: PriceTable) -> None:
     """Write the compiled file whole or not at all: a reader sees the old one or the new one."""
     body = canonical(table.to_json())
+    _write_whole(path, sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(sha256(body).hexdigest().encode() + b"\n" + body)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

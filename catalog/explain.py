@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from catalog.arithmetic import Line, UnpricedPart, cost, lines, parts_of_call
+from catalog.arithmetic import Line, UnpricedPart, cost, lines, parts_of_call, shown_line
 from catalog.finder import PriceFinder, Target
 from catalog.table import PARTS, STANDARD, PriceModel, PriceRow, price_decimal
 
@@ -32,7 +32,7 @@ def explain_call(
     said = target.said | said_by_call(call)
     charged, row, reason = _charge(call, target, said)
     total = cost(charged) if row and not reason else None
-    shown = [_shown(line) for line in charged]
+    shown = [shown_line(line) for line in charged]
     if total is not None and (rest := total - sum((line.usd for line in charged), Decimal(0))):
         shown.append({"part": "rounding", "usd": f"{rest:f}"})
     return about | {
@@ -83,15 +83,6 @@ def _charge(
         return lines(row, parts), row, ""
     except UnpricedPart as part:
         return [], row, f"{target.model.name} has no price for {part}"
-
-
-def _shown(line: Line) -> dict[str, str]:
-    return {
-        "part": line.part,
-        "units": str(line.units),
-        "usd_per_million": f"{line.usd_per_million:f}",
-        "usd": f"{line.usd.normalize():f}",
-    }
 
 
 def _row(row: PriceRow, model: PriceModel, asked: str, said: Mapping[str, str]) -> dict[str, Any]:

@@ -92,13 +92,11 @@ def _plan_keys(metered: pl.DataFrame, book: Book) -> pl.DataFrame:
         if key.access == "subscription"
     }
     seen = metered.filter(pl.col("credential_kind").is_not_null())
-    plan = pl.coalesce(
-        [
-            pl.when(pl.col("credential_kind").str.starts_with(prefix)).then(pl.lit(f"{prefix} {owner}"))
-            for prefix, owner in kinds.items()
-        ]
-        or [pl.lit(None, dtype=pl.String)]
-    )
+    owners: list[pl.Expr] = [
+        pl.when(pl.col("credential_kind").str.starts_with(prefix)).then(pl.lit(f"{prefix} {owner}"))
+        for prefix, owner in kinds.items()
+    ]
+    plan = pl.coalesce([*owners, pl.lit(None, dtype=pl.String)])
     by_key = _summed(seen.with_columns(plan.alias("key")).drop_nulls("key"), ["key", "provider"])
     prefix, owner = (pl.col("key").str.split(" ").list.get(n) for n in (0, 1))
     return by_key.select(

@@ -48,6 +48,10 @@ _INPUT_PARTS = (
 )
 
 
+REMEMBERED = 8192
+"""Answers a light process keeps, at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """The list cost of some usage: None with a reason where it is unknown."""
@@ -66,6 +70,7 @@ class Quotes:
 
     def __init__(self, resolver: Resolver, finder: PriceFinder, version: str) -> None:
         self._resolver, self._finder = resolver, finder
+        self.book = resolver.book
         self.version = version
 
     @classmethod
@@ -75,8 +80,12 @@ class Quotes:
         """
         book = load_book()
         table = load_table(cache_dir, book, overlay=overlay)
-        resolver = Resolver(book)
+        resolver = Resolver(book, remembers=REMEMBERED)
         return cls(resolver, PriceFinder(book, table, resolver), catalog_version(table, book))
+
+    def resolve(self, evidence: Evidence) -> Resolution:
+        """Resolve one set of evidence."""
+        return self._resolver.resolve(evidence)
 
     def quote(
         self,

@@ -98,8 +98,11 @@ class Resolution:
 class Resolver:
     """Resolves evidence against the reviewed book; remembers a bounded number of answers."""
 
-    def __init__(self, book: Book, accounts: tuple[AccountRule, ...] = ()) -> None:
-        self._book = book
+    def __init__(
+        self, book: Book, accounts: tuple[AccountRule, ...] = (), *, remembers: int = MAX_REMEMBERED
+    ) -> None:
+        self.book = self._book = book
+        self._remembers = remembers
         self._access = AccessClassifier(book, accounts)
         self._known: OrderedDict[Evidence, Resolution] = OrderedDict()
         self._hosts = _hosts_by_name(book)
@@ -111,7 +114,7 @@ class Resolver:
         known = self._known.get(evidence)
         if known is None:
             known = self._known[evidence] = self._resolve(evidence)
-            if len(self._known) > MAX_REMEMBERED:
+            if len(self._known) > self._remembers:
                 self._known.popitem(last=False)
         return known
 

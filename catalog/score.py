@@ -14,21 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catalog import api_shapes
 from catalog.provider_book import load_book
 from catalog.resolve import Evidence, Resolution, Resolver
 
 __all__ = ["Score", "evidence_of", "score"]
 
-_KEYS = {
-    "gen_ai.provider.name": "provider_name",
-    "gen_ai.system": "provider_name",
-    "gen_ai.response.model": "response_model",
-    "server.address": "server_address",
-    "server.port": "server_port",
-    "url.full": "url",
-    "service.name": "emitter",
-    "hint.credential_prefix": "credential_kind",
-}
 _ABSTAINS = ("ambiguous", "unresolved")
 
 
@@ -49,10 +40,7 @@ class Score:
 
 def evidence_of(row: dict[str, Any]) -> Evidence:
     """Turn a labelled row (`model`, `attributes`) into evidence, as the dialects would."""
-    told = {
-        _KEYS[key]: value for key, value in sorted(row["attributes"].items(), reverse=True) if key in _KEYS
-    }
-    return Evidence(request_model=row["model"], **told)
+    return api_shapes.evidence_of(row["model"], row["attributes"])
 
 
 def score(rows: list[dict[str, Any]], resolver: Resolver) -> Score:

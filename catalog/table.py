@@ -154,8 +154,10 @@ class PriceRow:
         """
         day = self.valid_from.strftime("%Y-%m-%dT%H:%M:%SZ")
         name = f"{model}@{day.removesuffix('T00:00:00Z')}"
-        if mode != STANDARD:
-            name += f"+{mode}"
+        base, times, variant = mode.partition("*")
+        if base != STANDARD:
+            name += f"+{base}"
+        name += times + variant
         if self.days:
             name += f"~{self.days.name}"
         if self.period_from_s:

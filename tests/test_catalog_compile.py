@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import catalog.compile
 from catalog.clauses import matches
-from catalog.compile import compile_prices, load_prices
+from catalog.compile import adopt, adopted_source, compile_prices, load_prices
 from catalog.errors import PriceDataError
 from catalog.table import PARTS, PriceTable, price_decimal
 
@@ -60,7 +61,7 @@ def test_two_compilations_are_one_version() -> None:
 
 def test_the_cache_is_written_whole_and_read_without_the_source(tmp_path: Path) -> None:
     assert load_prices(tmp_path / "new") == TABLE
-    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".json"]
+    assert sorted(path.suffix for path in (tmp_path / "new").iterdir()) == ["", ".json"]
     program = (
         "import sys; from pathlib import Path; from catalog.quote import Quotes; "
         f"Quotes.load(Path({str(tmp_path / 'new')!r})); "
@@ -74,20 +75,48 @@ def test_the_cache_is_written_whole_and_read_without_the_source(tmp_path: Path) 
 @pytest.mark.parametrize("damage", [b"", b"not a table", b"{}", b"\xff\xfe"])
 def test_a_damaged_or_foreign_cache_is_compiled_anew(tmp_path: Path, damage: bytes) -> None:
     assert load_prices(tmp_path) == TABLE
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     whole = path.read_bytes()
     path.write_bytes(damage or whole[:-1])
     assert load_prices(tmp_path) == TABLE
     assert path.read_bytes() == whole
 
 
-def test_a_cache_of_another_source_version_is_not_used(
+def test_a_newer_installed_version_is_not_taken_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_prices(tmp_path)
+    adopted = adopted_source(tmp_path)
+    monkeypatch.setattr(catalog.compile, "installed_source", lambda: "genai-prices 0.2.99")
+    assert load_prices(tmp_path) == TABLE
+    assert f"genai-prices 0.2.99 is installed, prices of {adopted} stay in use" in caplog.text
+    assert adopted_source(tmp_path) == adopted
+
+
+def test_adopting_puts_the_installed_version_in_use_and_keeps_the_old_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_prices(tmp_path)
-    (path,) = tmp_path.iterdir()
+    (old,) = tmp_path.glob("*.json")
+    newer = dataclasses.replace(TABLE, source="genai-prices 0.2.99", models=TABLE.models[:-1])
+    monkeypatch.setattr(catalog.compile, "installed_source", lambda: newer.source)
+    monkeypatch.setattr(
+        catalog.compile, "_compile_in_child", lambda path: catalog.compile._write(path, newer)
+    )
+    assert adopt(tmp_path) == newer
+    assert adopted_source(tmp_path) == newer.source
+    assert load_prices(tmp_path) == newer and old.exists()
+
+
+def test_a_lost_table_of_an_older_version_is_not_replaced_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_prices(tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    path.unlink()
     monkeypatch.setattr(catalog.compile, "installed_source", lambda: "genai-prices 0.2.99")
-    assert catalog.compile._read(path, "genai-prices 0.2.99") is None
+    with pytest.raises(PriceDataError, match="run `tollbook catalog update`"):
+        load_prices(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:

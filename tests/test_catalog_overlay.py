@@ -210,7 +210,7 @@ def test_a_multiplier_is_told_with_the_arithmetic(tmp_path_factory: pytest.TempP
         "because": "inference_geo=us",
     }
     assert told["list_cost_usd"] == "0.019250000000"
-    assert told["price_row"]["price_id"] == "anthropic/claude-opus-4-8@1970-01-01+standard*us-inference"
+    assert told["price_row"]["price_id"] == "anthropic/claude-opus-4-8@1970-01-01*us-inference"
 
 
 def test_azure_data_zones_are_an_estimate_with_their_surcharge(

@@ -35,6 +35,7 @@ from tollbook.api_budgets import (
     show_budget,
 )
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
+from tollbook.api_catalog import add_catalog_routes
 from tollbook.api_reservations import REQUESTS, add_reservation_routes
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
 from tollbook.house import House
@@ -119,6 +120,7 @@ def create_app(house: House) -> FastAPI:
     _add_figures(app, house)
     _add_budgets(app, house)
     add_reservation_routes(app, house)
+    add_catalog_routes(app, house)
     _add_operations(app, house)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     return app

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tollbook.cli_budget import budget_app
+from tollbook.cli_catalog import catalog_app, price_app
 from tollbook.cli_common import Csv, Json, Url, print_bytes, print_json, server, split_names
 from tollbook.errors import TollbookError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(budget_app)
+app.add_typer(price_app)
+app.add_typer(catalog_app)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the journal, ledger and usage.duckdb.")
