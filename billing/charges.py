@@ -179,7 +179,7 @@ def _facts(merged: pl.DataFrame) -> pl.DataFrame:
         pl.col("duration_ms").fill_null(wall_ms),
         pl.col("status").fill_null("ok"),
         pl.when(pl.col("role") == COUNTED).then("signal").otherwise(pl.lit("aggregate")).alias("basis"),
-        pl.lit(1, pl.Int64).alias("call_count"),
+        pl.when(pl.col("signal") != "metric").then(pl.lit(1, pl.Int64)).alias("call_count"),
         pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
         hex_digits("span_id"),
     )

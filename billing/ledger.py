@@ -20,11 +20,12 @@ import polars as pl
 from billing import spend, tables
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.fusion import HORIZON, fuse
+from billing.metrics import MetricBook
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.rollup import SLOT
 from billing.standing import telling
 from billing.store import append, connect, frames, read
-from ingest.observation import LINKS, OBSERVATIONS
+from ingest.observation import LINKS, METRIC_POINTS, OBSERVATIONS
 
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
@@ -73,6 +74,7 @@ class Batch:
     unrecognised: pl.DataFrame
     position: int
     controls: Sequence[tuple[int, bytes]] = field(default=())
+    metric_points: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=METRIC_POINTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Ledger:
         self._pricing = pricing
         self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
         self.position = _number(connection, "SELECT max(position) FROM commits WHERE epoch = ?", epoch)
+        self._metrics = MetricBook(connection, pricing)
         self._feed = spend.SpendFeed(connection, epoch=epoch, news_until=news_until)
 
     @classmethod
@@ -161,6 +164,7 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
             self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            self._db.execute("DELETE FROM metric_points WHERE measured_at < ?", [observations_before])
             self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])
             self._db.execute("DELETE FROM dirty_slots WHERE commit_no <= ?", [published_commit])
             self._db.execute("DELETE FROM commits WHERE commit_no < ?", [self._commit_no])
@@ -190,6 +194,7 @@ class Ledger:
         fresh = unseen(self._db, batch.observations)
         removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
         append(self._db, "observations", fresh, commit_no=commit_no)
+        removed, written = self._book_metrics(batch.metric_points, fresh, removed, written, commit_no)
         self._append_links(batch.links, commit_no)
         self._count_unrecognised(batch.unrecognised)
         append(self._db, "rejects", batch.rejects)
@@ -251,9 +256,42 @@ class Ledger:
             written = pl.concat([written, come.select(written.columns)])
         return removed, written
 
+    def _book_metrics(
+        self,
+        points: pl.DataFrame,
+        fresh: pl.DataFrame,
+        removed: pl.DataFrame,
+        written: pl.DataFrame,
+        commit_no: int,
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The same, with the sums that metrics tell of sources that tell of no calls."""
+        booked = self._metrics.take(points, fresh, now=datetime.now(UTC), commit_no=commit_no)
+        if booked is None:
+            return removed, written
+        current, before = booked
+        gone, come = self._replacing(current, self._calls_named(before))
+        if len(gone):
+            heirless = gone.with_columns(superseded_by=pl.lit(None, pl.String))
+            self._retire(heirless, commit_no)
+        append(self._db, "calls", come, commit_no=commit_no)
+        come, gone = come.select(written.columns), gone.select(removed.columns)
+        return pl.concat([removed, gone]), pl.concat([written, come])
+
+    def _calls_named(self, named: pl.DataFrame) -> pl.DataFrame:
+        """The current calls of these ids (`call_id`) that start at these hours (`hour`)."""
+        with frames(self._db, wanted=named):
+            query = (
+                f"SELECT {_CALL_COLUMNS} FROM calls WHERE started_at IN (SELECT hour FROM wanted) "
+                "AND call_id IN (SELECT call_id FROM wanted)"
+            )
+            return read(self._db, query)
+
     def _revised(self, charged: pl.DataFrame, old: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The stored calls that these replace, and the calls to write; what did not change is in neither."""
-        stored = self._calls_of(old).cast(dict(charged.schema))  # type: ignore[arg-type]
+        return self._replacing(charged, self._calls_of(old))
+
+    def _replacing(self, charged: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        stored = found.cast(dict(charged.schema))  # type: ignore[arg-type]
         current = _keep_charges(charged, stored)
         content = [name for name in current.columns if name not in _BOOKKEEPING]
         same = pl.concat([_digests(stored, content), _digests(current, content)])

@@ -93,6 +93,7 @@ class Loader:
             rejects=observed.rejects,
             unrecognised=observed.unrecognised,
             position=frames[-1].offset,
+            metric_points=observed.metric_points,
             controls=[(frame.offset, frame.body) for frame in frames if frame.kind == Kind.CONTROL],
         )
 

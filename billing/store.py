@@ -16,7 +16,7 @@ import duckdb
 import polars as pl
 
 from billing import fingerprint, spend, tables
-from ingest.observation import LINKS, OBSERVATIONS, REJECTS
+from ingest.observation import LINKS, METRIC_POINTS, OBSERVATIONS, REJECTS
 
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # slices of frames need not be aligned
 
@@ -116,6 +116,12 @@ def _ddl() -> Iterator[str]:
         "CREATE TABLE IF NOT EXISTS aggregates_alone (id_hi UBIGINT, id_lo UBIGINT, trace_lo UBIGINT, "
         "service VARCHAR, session_id VARCHAR, ended_at TIMESTAMPTZ)"
     )
+    yield f"CREATE TABLE IF NOT EXISTS metric_points ({_of(METRIC_POINTS)}, {_COMMIT_NO})"
+    yield (
+        "CREATE TABLE IF NOT EXISTS metric_hours (service VARCHAR, instance VARCHAR, emitter VARCHAR, "
+        "hour TIMESTAMPTZ, covered BOOLEAN, input_tokens BIGINT, output_tokens BIGINT)"
+    )
+    yield "CREATE TABLE IF NOT EXISTS metric_calls (call_id VARCHAR, service VARCHAR, hour TIMESTAMPTZ)"
     yield f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO})"
     yield f"CREATE TABLE IF NOT EXISTS rejects ({_of(REJECTS)})"
     yield "CREATE TABLE IF NOT EXISTS dirty_slots (slot TIMESTAMPTZ, commit_no UBIGINT)"

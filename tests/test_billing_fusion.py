@@ -315,7 +315,7 @@ def many(count: int, **told: Any) -> pl.DataFrame:
                 for name, value in told.items()
             },
         )
-        .cast(dict(one.schema))
+        .cast(one.schema)
     )
 
 
