@@ -280,17 +280,24 @@ def _contradictions(providers: dict[Path, Provider]) -> Iterator[str]:
     """Say where two files claim the same name, prefix, door, key or statement, or a file is not named after
     its provider.
     """
-    seen: dict[tuple[Any, ...], tuple[Path, int]] = {}
+    seen: dict[tuple[Any, ...], _Written] = {}
     for path, provider in providers.items():
-        lines = TomlText(path.read_text(encoding="utf-8"))
         if path.stem != provider.id:
-            yield f"{path.name}:{lines.line(('id',))}: id: must be the file's name, {path.stem}"
+            yield f"{_at((path, ('id',)))}: id: must be the file's name, {path.stem}"
         for place, claim in _claims(provider):
-            here = (path, lines.line(place))
-            other = seen.setdefault(claim, here)
-            if other != here and (other[0] != path or place[0] == "hosts"):
-                said = f"{claim[1]} is already claimed in {other[0].name}:{other[1]}"
-                yield f"{path.name}:{here[1]}: {place[0]}: {said}"
+            other = seen.setdefault(claim, (path, place))
+            if other != (path, place) and (other[0] != path or place[0] == "hosts"):
+                said = f"{claim[1]} is already claimed in {_at(other)}"
+                yield f"{_at((path, place))}: {place[0]}: {said}"
+
+
+_Written = tuple[Path, tuple[int | str, ...]]
+
+
+def _at(written: _Written) -> str:
+    """Write a place as `file:line`; the text is only looked through when something is wrong."""
+    path, place = written
+    return f"{path.name}:{TomlText(path.read_text(encoding='utf-8')).line(place)}"
 
 
 def _claims(provider: Provider) -> Iterator[tuple[tuple[int | str, ...], tuple[Any, ...]]]:
@@ -314,11 +321,10 @@ def _prefixes(provider: Provider) -> set[str]:
 
 
 def _unknown_references(labs: Labs, providers: dict[str, Provider], path: Path) -> Iterator[str]:
-    lines = TomlText(path.read_text(encoding="utf-8"))
     for number, lab in enumerate(labs.lab):
         for provider in lab.providers:
             if provider not in providers:
-                at = f"{path.name}:{lines.line(('lab', number, 'providers'))}"
+                at = _at((path, ("lab", number, "providers")))
                 yield f"{at}: lab {lab.id}: providers: {provider} has no file in providers/"
 
 

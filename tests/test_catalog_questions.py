@@ -35,7 +35,9 @@ from catalog.load import lay_over
 from catalog.provider_book import load_book
 from catalog.quote import Quotes
 from catalog.report import CatalogReport
+from tollbook.api import create_app
 from tollbook.api_catalog import add_catalog_routes
+from tollbook.cli import main
 
 NOW = datetime(2026, 11, 15, 12, tzinfo=UTC)
 
@@ -186,8 +188,7 @@ async def _post(app: FastAPI, path: str, body: Any) -> tuple[int, Any]:
 
 
 async def test_the_routes_answer_batches_in_order(quotes: Quotes) -> None:
-    app = FastAPI()
-    add_catalog_routes(app, SimpleNamespace(quotes=quotes))  # type: ignore[arg-type]
+    app = create_app(SimpleNamespace(quotes=quotes))  # type: ignore[arg-type]
     items = [{"model": name} for name in ("zai/glm-4.6", "gpt-5", "junk-model") * 10]
     status, reply = await _post(app, "/api/v1/catalog/resolve", {"items": items})
     assert status == 200 and len(reply["items"]) == 30
@@ -195,8 +196,17 @@ async def test_the_routes_answer_batches_in_order(quotes: Quotes) -> None:
     item = {"provider": "openai", "model": "gpt-5", "at": "2026-11-15T12:00:00Z", "usage": {"input": 10}}
     status, reply = await _post(app, "/api/v1/catalog/price", {"items": [item]})
     assert status == 200 and reply["items"][0]["list_cost_usd"] == "0.000012500000"
-    assert (await _post(app, "/api/v1/catalog/price", {"items": [item | {"context": {"a": 1}}]}))[0] == 422
+    wrong = {"items": [item, item | {"context": {"moon": "full"}}]}
+    status, problem = await _post(app, "/api/v1/catalog/price", wrong)
+    assert (status, problem["code"]) == (400, "invalid_request")
+    assert problem["errors"] == [{"at": "body.items.1.context.moon", "message": "is not known here"}]
     assert (await _post(app, "/api/v1/catalog/resolve", {"items": []})) == (200, {"items": []})
+
+
+async def test_before_the_catalogue_is_loaded_it_says_so() -> None:
+    app = create_app(SimpleNamespace(quotes=None))  # type: ignore[arg-type]
+    status, problem = await _post(app, "/api/v1/catalog/resolve", {"items": [{"model": "gpt-5"}]})
+    assert (status, problem["code"]) == (503, "not_ready")
 
 
 async def test_a_long_batch_lets_others_have_their_turn(quotes: Quotes) -> None:
@@ -350,3 +360,58 @@ def test_the_state_of_the_catalogue_is_told(report: CatalogReport) -> None:
     assert told["adopted"] == told["installed"] and told["providers"] >= 190
     with pytest.raises(PriceDataError, match="name source, installed or ours"):
         report.table("other")
+
+
+# The command line.
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_price_explain_prints_the_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["price", "explain", "claude-opus-4-8", "--provider", "anthropic", "--data-dir", str(tmp_path)]
+    code, out, _ = _run(
+        *(capsys, *asked, "--input", "1000", "--output", "500", "--inference-geo", "us", "--at", "2026-11-15")
+    )
+    assert code == 0
+    assert "input" in out and "1000 x        5.5 = 0.0055 USD" in out
+    assert "list 0.019250000000 USD, billed 0.019250000000 (priced)" in out
+    assert "anthropic/claude-opus-4-8@1970-01-01*us-inference" in out
+    code, out, _ = _run(capsys, *asked, "--input", "10", "--billing", "subscription", "--json")
+    assert code == 0 and json.loads(out)["priced"]["billed_cost_usd"] == "0"
+
+
+def test_price_explain_of_an_unknown_model_fails_and_names_what_is_near(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("price", "explain", "gpt-5-nanoo", "--provider", "openai", "--input", "1")
+    code, out, _ = _run(capsys, *asked, "--data-dir", str(tmp_path))
+    assert code == 1 and "no price" in out and "gpt-5-nano" in out
+    code, _, err = _run(capsys, *asked[:3], "--billing", "nonsense", "--data-dir", str(tmp_path))
+    assert code == 1 and "context.billing" in err and "nonsense" not in err
+
+
+def test_catalog_commands_say_what_is_in_use_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ("--data-dir", str(tmp_path))
+    code, out, _ = _run(capsys, "catalog", "status", *folder)
+    assert code == 0 and "adopted  genai-prices" in out
+    code, out, _ = _run(capsys, "catalog", "diff", "--at", "2026-11-20", "--json", *folder)
+    rows = json.loads(out)["differences"]
+    assert code == 0 and {"x-ai/grok-3", "mistral/mistral-large-latest"} <= {row["model"] for row in rows}
+    code, out, _ = _run(capsys, "catalog", "update", *folder)
+    assert code == 0 and "no price differs" in out and "is in use already" in out
+    code, out, _ = _run(capsys, "catalog", "resolve", "gpt-5.4", "-a", "auth_mode=Chatgpt", "--json")
+    assert code == 0 and json.loads(out)["access"] == "subscription"
+    overlay = tmp_path / "mine.toml"
+    overlay.write_text('[[price]]\nprice_list = "openai"\n')
+    code, _, err = _run(capsys, "catalog", "status", "--overlay", str(overlay), *folder)
+    assert code == 1 and "tollbook: mine.toml:1: price[0].source: Field required" in err
