@@ -34,6 +34,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "reader_restarts_total": ("counter", "readers that had to be replaced"),
     "reader_busy_total": ("counter", "queries turned away because too many waited"),
     "budget_checks_total": ("counter", "budget checks answered"),
+    "budget_reservations_total": ("counter", "reservations promised"),
+    "budget_reservations_open": ("gauge", "reservations that hold now"),
     "budget_events_dropped_total": ("counter", "budget events that could not be recorded"),
 }
 
