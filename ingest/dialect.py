@@ -84,6 +84,15 @@ class _Key(_Table):
 
 _FieldKeys = dict[str, list[str | _Key]]
 Convention = Literal["inclusive", "exclusive", "by_total"]
+Quantity = Literal[
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+    "cost_usd",
+]
 
 
 class _Access(_Table):
@@ -93,9 +102,9 @@ class _Access(_Table):
 
 
 class _Rule(_Table):
-    signal: Literal["span", "log", "any"]
+    signal: Literal["span", "log", "metric", "any"]
     first: bool = False
-    role: Literal["call", "aggregate", "ignore"]
+    role: Literal["call", "aggregate", "metric", "ignore"]
     scope: str | None = None
     scope_prefix: str | None = None
     names: list[str] = Field(default_factory=list)
@@ -115,6 +124,9 @@ class _Rule(_Table):
     input_exclusive_providers: list[str] = Field(default_factory=list)
     output: Convention | None = None
     constants: dict[str, bool | str] = Field(default_factory=dict)
+    quantity: Quantity | None = None
+    quantity_key: str | None = None
+    quantities: dict[str, Quantity] = Field(default_factory=dict)
 
 
 class _Recognition(_Table):
@@ -168,8 +180,9 @@ class Document:
 class Rule:
     """Which records it takes (all conditions given must hold), what they are, and how they are read.
 
-    `where`: key -> words of which its text must be one; `contains`: (key, literal) pairs; `failed`: whether
-    the span's status is an error; `layer`: tells records of one scope apart that may be one call.
+    `where`: key -> words of which its text or integer must be one; `contains`: (key, literal) pairs;
+    `failed`: whether the span's status is an error; `layer`: tells records of one scope apart that may be
+    one call.
     """
 
     signal: str
@@ -197,6 +210,9 @@ class Rule:
     own_ids: Mapping[str, str]  # id field -> pattern of the ids that the emitter makes up itself
     fields: Mapping[str, tuple[Key, ...]]
     documents: frozenset[int]  # keys of the documents that its fields stand in
+    quantity: str | None  # what the points of a metric measure, or
+    quantity_key: Key | None  # the attribute that says so, and
+    quantities: Mapping[str, str]  # its words
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +230,7 @@ class Dialects:
     urls: frozenset[int]
     as_text: frozenset[int]  # keys read as text even where a number stands
     documents: Mapping[int, Document]
+    metrics: frozenset[int]  # names of metrics
     operation: Key
     event_name: Key
     emitters: Mapping[str, str]
@@ -315,6 +332,7 @@ class _Compiler:
             for rule in table.rule:
                 yield from (*rule.names, *rule.has, *rule.has_any, *rule.where, *rule.contains)
                 yield from (word for words in rule.where.values() for word in words)
+                yield from [rule.quantity_key] if rule.quantity_key else []
         yield from map(_base, self._kept_keys())
 
     def _kept_keys(self) -> Iterator[str]:
@@ -323,7 +341,8 @@ class _Compiler:
             yield from (_text(key) for listed in keys.values() for key in listed)
         for table in (self.shared, *self.tables.values()):
             yield from (access.key for access in table.access)
-            yield from (key for rule in table.rule for key in (*rule.has, *rule.has_any, *rule.where))
+            yield from (key for rule in table.rule for key in rule.where)
+            yield from (rule.quantity_key for rule in table.rule if rule.quantity_key)
 
     def _documents(self) -> dict[int, Document]:
         paths: dict[str, dict[tuple[str, ...], str]] = {}
@@ -336,6 +355,10 @@ class _Compiler:
     def dialects(self) -> Dialects:
         tables = (*self.tables.values(), self.shared)
         rules = [self._rule(rule, table) for table in tables for rule in table.rule]
+        kept = set(self._kept_keys())
+        for rule in (rule for table in tables for rule in table.rule):
+            if unread := {*rule.has, *rule.has_any} - kept:
+                raise DialectError(f"a rule needs keys that are not kept: {', '.join(sorted(unread))}")
         access = [entry for table in (self.shared, *self.tables.values()) for entry in table.access]
         return Dialects(
             vocabulary=self.vocabulary,
@@ -349,6 +372,9 @@ class _Compiler:
                 key.id for r in rules for name in TEXT_FIELDS for key in r.fields.get(name, ())
             ),
             documents=MappingProxyType(self._documents()),
+            metrics=self._ids(
+                name for t in tables for r in t.rule if r.signal == "metric" for name in r.names
+            ),
             operation=self._key(OPERATION),
             event_name=self._key(EVENT_NAME),
             emitters={
@@ -395,6 +421,9 @@ class _Compiler:
             documents=self._ids(
                 _base(_text(key)) for keys in fields.values() for key in keys if DOCUMENT in _text(key)
             ),
+            quantity=rule.quantity,
+            quantity_key=self._key(rule.quantity_key) if rule.quantity_key else None,
+            quantities=MappingProxyType(dict(rule.quantities)),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from .anyvalue import TEXT, read_values
+from .anyvalue import INTEGER, TEXT, read_values
 from .decode import Decoded
 from .dialect import Rule
 from .observation import UNRECOGNISED
@@ -86,7 +86,7 @@ def _rules(decoded: Decoded, scope: Ints, scopes: list[str], name_start: Ints, n
     for index, text in enumerate(scopes):
         allowed[list(dialects.rules_for_scope(text)), index] = True
     found = np.full(len(records), NO_RULE, dtype=np.int64)
-    left = np.flatnonzero(records.signal != METRIC)
+    left = np.arange(len(records))
     told = _Told(decoded)
     for index in np.flatnonzero(allowed.any(axis=1)).tolist():
         rule = dialects.rules[index]
@@ -126,13 +126,25 @@ class _Told:
         return self.having[key]
 
     def _word(self, key: int) -> Ints:
-        """Per record the vocabulary id of its text under a key, UNKNOWN if there is none."""
+        """Per record the vocabulary id of its text or integer under a key, UNKNOWN if there is none."""
         if key not in self.words:
-            word = np.full(self.count, UNKNOWN, dtype=np.int64)
-            owner, start, end = _texts(self.decoded, key)
-            word[owner] = self.decoded.dialects.vocabulary.find(self.decoded.columns.buffer, start, end)
-            self.words[key] = word
+            self.words[key] = self._words(key)
         return self.words[key]
+
+    def _words(self, key: int) -> Ints:
+        attributes, buffer = self.decoded.columns.attributes, self.decoded.columns.buffer
+        vocabulary = self.decoded.dialects.vocabulary
+        rows = np.flatnonzero(attributes.key == key)
+        values = read_values(buffer, attributes.start[rows], attributes.end[rows])
+        word = np.full(self.count, UNKNOWN, dtype=np.int64)
+        text, whole = values.kind == TEXT, values.kind == INTEGER
+        word[attributes.owner[rows[text]]] = vocabulary.find(buffer, values.start[text], values.end[text])
+        numbers, place = np.unique(values.number[whole], return_inverse=True)
+        known = np.array(
+            [vocabulary.ids.get(str(number), UNKNOWN) for number in numbers.tolist()], dtype=np.int64
+        )
+        word[attributes.owner[rows[whole]]] = known[place]
+        return word
 
 
 def _containing(decoded: Decoded, key: int, text: str, rows: Ints) -> Mask:
@@ -148,8 +160,7 @@ def _containing(decoded: Decoded, key: int, text: str, rows: Ints) -> Mask:
 
 def _fits(rule: Rule, signal: Ints, name: Ints, operation: Ints) -> Mask:
     fits = np.ones(len(signal), dtype=np.bool_)
-    if rule.signal != "any":
-        fits &= signal == SIGNALS.index(rule.signal)
+    fits &= signal != METRIC if rule.signal == "any" else signal == SIGNALS.index(rule.signal)
     if rule.names:
         fits &= np.isin(name, rule.names)
     if rule.operations:

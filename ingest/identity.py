@@ -15,6 +15,7 @@ its values.
   value         the bytes of its deterministic protobuf encoding
   attributes    sum of mix(bytes(key) ^ bytes(value) * factor) over all pairs: their order does not matter
   record        h = mix(seed ^ 1) of spans, mix(seed ^ 2) of logs; then h = mix(h ^ part) for each part
+  data point    the same with 4, of its stream (the same with 3), start and time
 
 Everything is done twice, with a seed and a factor for each half. It is not a cryptographic hash: who can
 write to the ledger could as well leave a record out.
@@ -85,6 +86,28 @@ def log_identity(columns: Columns, rows: Ints, vocabulary: Vocabulary) -> tuple[
         _chain(seed, 2, [*(s[k] for s in sums), *(s[k] for s in slices), content[k], *words])
         for k, seed in enumerate(SEEDS)
     )
+    return high, low
+
+
+def stream_identity(columns: Columns, rows: Ints, vocabulary: Vocabulary) -> tuple[Words, Words]:
+    """Identities of the data points' (`rows`) streams: resource, scope, metric and attributes."""
+    records, buffer = columns.records, columns.buffer
+    scope, resource = records.scope[rows], records.resource[rows]
+    parts = [
+        _hash_attributes(buffer, columns.resource_attributes, resource, vocabulary),
+        _hash_attributes(buffer, columns.scope_attributes, scope, vocabulary),
+        _hash_attributes(buffer, columns.attributes, rows, vocabulary),
+        _hash_slices(buffer, columns.scopes.name_start[scope], columns.scopes.name_end[scope]),
+        _hash_slices(buffer, columns.scopes.version_start[scope], columns.scopes.version_end[scope]),
+        _hash_slices(buffer, records.name_start[rows], records.name_end[rows]),
+    ]
+    high, low = (_chain(seed, 3, [part[k] for part in parts]) for k, seed in enumerate(SEEDS))
+    return high, low
+
+
+def point_identity(stream: tuple[Words, Words], start_ns: Words, time_ns: Words) -> tuple[Words, Words]:
+    """Identities of data points: their streams, starts and times."""
+    high, low = (_chain(seed, 4, (*stream, start_ns, time_ns)) for seed in SEEDS)
     return high, low
 
 

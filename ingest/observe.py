@@ -24,10 +24,11 @@ from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
 from .dialect_match import Matched, match
 from .documents import opened
 from .fields import UNTOLD, Anomalies, Reader
-from .identity import log_identity, span_identity
+from .identity import log_identity, point_identity, span_identity, stream_identity
 from .kept import exact, packed, spelled
 from .observation import METRIC_POINTS, OBSERVATIONS
 from .otlp_columns import LOG, SIGNALS, SPAN, Attributes
+from .points import TEMPORALITIES, Measures, points_of
 from .scan import Ints, Mask, Words
 from .texts import as_series, checked_series, distinct, text_series
 from .told import LABEL, LABEL_PREFIX, MAX_LABEL_BYTES, Told, cleaned, respelled, tell
@@ -38,6 +39,8 @@ __all__ = ["Observed", "observe"]
 _MAX_TIME_US: Final = 4_102_444_800_000_000  # 2100-01-01: a later clock is not believed
 _AHEAD_US: Final = 3_600_000_000  # a clock more than an hour ahead of ours is noted
 _MAX_DURATION_MS: Final = 30 * 86_400_000.0
+_CALLS: Final = frozenset({"call", "aggregate"})
+_METRICS: Final = frozenset({"metric"})
 _MAX_LABELS: Final = 32
 _HOST: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[^\]]*\]|[^/:?#]*)"
 _NO_OUTPUT: Final = frozenset({"embeddings", "rerank"})
@@ -59,19 +62,30 @@ class Observed:
 def observe(decoded: Decoded, *, keep_emails: bool = False) -> Observed:
     """Applies the dialects to a decoded batch."""
     matched = match(decoded)
-    observations = _Observer(decoded, matched, keep_emails=keep_emails).frame()
-    points = pl.DataFrame(schema=METRIC_POINTS)
+    observations = _Observer(decoded, matched, roles=_CALLS, keep_emails=keep_emails).frame()
+    points = _metric_points(decoded, keep_emails=keep_emails)
     return Observed(observations, decoded.links, decoded.rejects, matched.unrecognised, points)
+
+
+def _metric_points(decoded: Decoded, *, keep_emails: bool) -> pl.DataFrame:
+    found = points_of(decoded)
+    if found is None:
+        return pl.DataFrame(schema=METRIC_POINTS)
+    points, measures = found
+    observer = _Observer(points, match(points), roles=_METRICS, keep_emails=keep_emails)
+    return observer.points(measures)
 
 
 class _Observer:
     """Builds the columns of the records that are calls or aggregates."""
 
-    def __init__(self, decoded: Decoded, matched: Matched, *, keep_emails: bool) -> None:
+    def __init__(
+        self, decoded: Decoded, matched: Matched, *, roles: frozenset[str], keep_emails: bool
+    ) -> None:
         self.decoded, self.matched = decoded, matched
         self.records = decoded.columns.records
         self.rules = decoded.dialects.rules
-        self.rows = self._kept()
+        self.rows = self._kept(roles)
         self.rule = matched.rule[self.rows]
         self.used = np.unique(self.rule).tolist()
         self.anomalies = Anomalies(len(self.rows))
@@ -96,9 +110,9 @@ class _Observer:
             anomalies=self.anomalies,
         )
 
-    def _kept(self) -> Ints:
-        """Records that a rule makes a call or an aggregate; spans only if they can be recognised again."""
-        useful = np.array([rule.role != "ignore" for rule in self.rules] + [False])
+    def _kept(self, roles: frozenset[str]) -> Ints:
+        """Records to which a rule gives one of these roles; spans only if they can be recognised again."""
+        useful = np.array([rule.role in roles for rule in self.rules] + [False])
         keep = useful[self.matched.rule]
         named = ((self.records.trace_hi | self.records.trace_lo) != 0) & (self.records.span_id != 0)
         return np.flatnonzero(keep & (named | (self.records.signal != SPAN)))
@@ -153,6 +167,47 @@ class _Observer:
         }
         columns["anomalies"] = self.anomalies.series()
         return pl.DataFrame([_typed(columns[name], kind).alias(name) for name, kind in OBSERVATIONS.items()])
+
+    def points(self, measures: Measures) -> pl.DataFrame:
+        """METRIC_POINTS: the points that measure something."""
+        rows, records = self.rows, self.records
+        quantity = self._quantities()
+        value, count = measures.value[rows], measures.count[rows]
+        stream = stream_identity(self.decoded.columns, rows, self.decoded.dialects.vocabulary)
+        start, end = records.time_ns[rows], records.late_ns[rows]
+        identity = point_identity(stream, start, end)
+        names = ("id_hi", "id_lo", "stream_hi", "stream_lo")
+        columns = {
+            **dict(zip(names, map(pl.Series, (*identity, *stream)), strict=True)),
+            **self._source(),
+            **(texts := self._texts()),
+            **self._access(),
+            "started_at": _nullable((started := self._believed(start)), started > 0),
+            "measured_at": pl.Series(measured := self._believed(end)),
+            "temporality": pl.Series(TEMPORALITIES).gather(measures.temporality[rows]),
+            "quantity": quantity,
+            "value": pl.Series(value),
+            "count": _nullable(count, count >= 0),
+            "input_excludes_cache": pl.Series(self._input_excludes_cache(texts["provider_name"])),
+            "output_excludes_reasoning": pl.Series(self._where(lambda rule: rule.output == "exclusive")),
+        }
+        typed = pl.DataFrame(
+            [_typed(columns[name], kind).alias(name) for name, kind in METRIC_POINTS.items()]
+        )
+        return typed.filter(
+            (measured > 0) & np.isfinite(value) & (value >= 0), pl.col("quantity").is_not_null()
+        )
+
+    def _quantities(self) -> pl.Series:
+        """What each point measures: its metric's quantity, or the word of one of its attributes."""
+        quantity = self._per_rule(lambda rule: rule.quantity).cast(pl.String)
+        for index in self.used:
+            rule = self.rules[index]
+            if rule.quantity_key is not None:
+                told = self.reader.series(self.reader.text_of(rule.quantity_key))
+                words = told.replace_strict(dict(rule.quantities), default=None, return_dtype=pl.String)
+                quantity = quantity.zip_with(pl.Series(self.rule != index), words)
+        return quantity
 
     # -- who and where
     # ----------------------------------------------------------------------------------------
@@ -295,14 +350,8 @@ class _Observer:
 
     def _tokens(self, texts: dict[str, pl.Series], status: dict[str, pl.Series]) -> dict[str, pl.Series]:
         told = {field: self.reader.number(field, most=MAX_TOKENS) for field in TOKEN_FIELDS}
-        provider = texts["provider_name"]
-        apart = self._where(lambda rule: rule.input == "exclusive")
-        for index in self.used:
-            if names := self.rules[index].input_exclusive_providers:
-                told_apart = provider.str.to_lowercase().is_in(names).fill_null(False).to_numpy()
-                apart |= (self.rule == index) & told_apart
         conventions = Conventions(
-            input_excludes_cache=apart,
+            input_excludes_cache=self._input_excludes_cache(texts["provider_name"]),
             output_excludes_reasoning=self._where(lambda rule: rule.output == "exclusive"),
             output_by_total=self._where(lambda rule: rule.output == "by_total"),
             no_output=texts["operation"].is_in(sorted(_NO_OUTPUT)).fill_null(False).to_numpy(),
@@ -310,6 +359,15 @@ class _Observer:
         )
         columns = normalised(told, conventions, self.anomalies.note)
         return {name: _nullable(column, column != UNTOLD) for name, column in columns.items()}
+
+    def _input_excludes_cache(self, provider: pl.Series) -> Mask:
+        """By the dialect, for all or for some providers."""
+        apart = self._where(lambda rule: rule.input == "exclusive")
+        for index in self.used:
+            if names := self.rules[index].input_exclusive_providers:
+                told_apart = provider.str.to_lowercase().is_in(names).fill_null(False).to_numpy()
+                apart |= (self.rule == index) & told_apart
+        return apart
 
     def _where(self, test: Callable[[Rule], bool]) -> Mask:
         return np.array([test(rule) for rule in self.rules], dtype=np.bool_)[self.rule]

@@ -66,6 +66,9 @@ class Attributes:
     pair_start: Ints
     pair_end: Ints
 
+    def at(self, rows: Ints | Mask) -> Attributes:
+        return Attributes(*(getattr(self, part.name)[rows] for part in parts_of(Attributes)))
+
 
 @dataclass(frozen=True, slots=True)
 class Records:
@@ -74,7 +77,7 @@ class Records:
     `body`, `scope`, `resource`: indices; `signal`: SPAN, LOG or METRIC; `name_*`: the span's or metric's
     name, the log's event name; `time_ns`: start (log: its time); `late_ns`: end (log: observed time);
     `status`: status code (log: severity number); `severity_*`: a log's severity text; `content_*`: a
-    log's body (AnyValue); `bad_ids`: an id of a wrong length.
+    log's body (AnyValue), a metric's whole message; `bad_ids`: an id of a wrong length.
     """
 
     body: Ints
@@ -98,6 +101,9 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.body)
+
+    def at(self, rows: Ints | Mask) -> Records:
+        return Records(*(getattr(self, part.name)[rows] for part in parts_of(Records)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ class _Reader:
             number = _ATTRIBUTES_OF[code]
             attributes.append(self._attributes(listed, chosen, number=number, first=first))
             first += len(chosen)
-        return _joined(Records, records), _joined(Attributes, attributes)
+        return joined(Records, records), joined(Attributes, attributes)
 
     def _spans(self, listed: Fields, spans: _Messages, to: Records) -> None:
         self._once(listed, spans, number=15)
@@ -238,8 +244,9 @@ class _Reader:
         self._take_word(listed, 11, to.late_ns)
         self._take_number(listed, 2, to.status)
 
-    def _metrics(self, listed: Fields, _: _Messages, to: Records) -> None:
+    def _metrics(self, listed: Fields, metrics: _Messages, to: Records) -> None:
         _take_slice(listed, 1, to.name_start, to.name_end)
+        to.content_start[:], to.content_end[:] = metrics.start, metrics.end
 
     def _take_id(self, listed: Fields, number: int, to: tuple[Words, ...], bad: Mask) -> None:
         """Reads an id of 8 bytes per column, big-endian; of another length it stays 0 and is marked
@@ -363,6 +370,7 @@ def _blank(signal: int, messages: _Messages, *, resource: Ints) -> Records:
     )
 
 
-def _joined(kind: type[_Part], parts: Sequence[_Part]) -> _Part:
+def joined(kind: type[_Part], parts: Sequence[_Part]) -> _Part:
+    """The rows of several parts, one after the other."""
     names = [part.name for part in parts_of(kind)]
     return kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

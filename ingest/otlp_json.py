@@ -2,8 +2,8 @@
 
 Why not `google.protobuf.json_format`: ids are hex in OTLP (base64 in protobuf's JSON), senders write
 64-bit numbers as numbers or strings, enums as numbers or names, `"body": null`, and fields nobody knows;
-and one bad record must not cost its neighbours. Span events, links and metric points are not carried
-over: the ledger reads nothing in them.
+and one bad record must not cost its neighbours. Span events, links, buckets and exemplars are not
+carried over: the ledger reads nothing in them.
 
 What it refuses: a record whose ids, times or attributes cannot be what OTLP says is left out, with a
 reason that names the field and never its value. A body that is not OTLP/JSON at all (the receiver has
@@ -25,7 +25,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, ResourceMetrics, ScopeMetrics
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AggregationTemporality,
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    Metric,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+)
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
@@ -164,7 +172,54 @@ def _log(record: Json) -> LogRecord:
 
 
 def _metric(record: Json) -> Metric:
-    return Metric(name=_text(record.get("name"), "name"))
+    metric = Metric(name=_text(record.get("name"), "name"))
+    for name, (field, point) in _DATA.items():
+        data = record.get(name)
+        if isinstance(data, dict):
+            found = getattr(metric, field)
+            found.data_points.extend(point(item) for item in _objects(data, "dataPoints"))
+            if field != "gauge":
+                kind = data.get("aggregationTemporality")
+                found.aggregation_temporality = _enum(kind, AggregationTemporality, "temporality")
+    return metric
+
+
+def _number_point(point: Json) -> NumberDataPoint:
+    found = NumberDataPoint(**_measured(point))
+    if point.get("asInt") is not None:
+        found.as_int = _integer(point["asInt"], "asInt", low=-(_WORD >> 1), high=_WORD >> 1)
+    elif point.get("asDouble") is not None:
+        found.as_double = _double(point["asDouble"], 0).double_value
+    return found
+
+
+def _histogram_point(point: Json) -> HistogramDataPoint:
+    return HistogramDataPoint(**_measured(point), **_summed(point))
+
+
+def _exponential_point(point: Json) -> ExponentialHistogramDataPoint:
+    return ExponentialHistogramDataPoint(**_measured(point), **_summed(point))
+
+
+def _measured(point: Json) -> dict[str, Any]:
+    return {
+        "attributes": _attributes(point.get("attributes")),
+        "start_time_unix_nano": _time(point, "startTimeUnixNano"),
+        "time_unix_nano": _time(point, "timeUnixNano"),
+    }
+
+
+def _summed(point: Json) -> dict[str, Any]:
+    total = {} if point.get("sum") is None else {"sum": _double(point["sum"], 0).double_value}
+    return {"count": _integer(point.get("count") or 0, "count", low=0, high=_WORD), **total}
+
+
+_DATA: Final[dict[str, tuple[str, Callable[[Json], Any]]]] = {
+    "gauge": ("gauge", _number_point),
+    "sum": ("sum", _number_point),
+    "histogram": ("histogram", _histogram_point),
+    "exponentialHistogram": ("exponential_histogram", _exponential_point),
+}
 
 
 def _sound_attributes(owner: Json) -> list[KeyValue]:
