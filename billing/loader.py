@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -108,25 +109,34 @@ class Loader:
             return [commit for half in halves for commit in self._commit(half)]
 
 
+_PARTS = ("observations", "metric_points", "links", "unrecognised", "controls")
+
+
 def _halves(batch: Batch, position: int, error: Exception) -> list[Batch]:
-    """Two smaller batches, the first of which does not move the journal position; one record is rejected."""
-    count = len(batch.observations)
-    if count == 0:
+    """Two smaller batches, the first of which does not move the journal position; a row alone is rejected.
+
+    Cut is the first part that has rows: what is left when all observations are through is to blame next.
+    """
+    part = next((name for name in _PARTS if len(getattr(batch, name))), None)
+    if part is None:
         raise error
-    if count == 1:
-        return [_without_observation(batch, error)]
-    middle = count // 2
-    first = dataclasses.replace(_nothing(position), observations=batch.observations[:middle])
-    return [first, dataclasses.replace(batch, observations=batch.observations[middle:])]
+    rows = getattr(batch, part)
+    if len(rows) == 1:
+        return [_without(batch, part, error)]
+    middle = len(rows) // 2
+    first: dict[str, Any] = {part: rows[:middle]}
+    rest: dict[str, Any] = {part: rows[middle:]}
+    return [dataclasses.replace(_nothing(position), **first), dataclasses.replace(batch, **rest)]
 
 
-def _without_observation(batch: Batch, error: Exception) -> Batch:
-    told = batch.observations.row(0, named=True)
+def _without(batch: Batch, part: str, error: Exception) -> Batch:
+    """The batch without the one row of a part, which is rejected."""
+    rows = getattr(batch, part)
+    told = rows.row(0, named=True) if isinstance(rows, pl.DataFrame) else {"journal_offset": rows[0][0]}
     reason = f"could not be loaded ({type(error).__name__})"  # its message may quote the record
-    reject = _reject(told["journal_offset"], told["signal"], reason)
-    return dataclasses.replace(
-        batch, observations=batch.observations.clear(), rejects=pl.concat([batch.rejects, reject])
-    )
+    reject = _reject(told.get("journal_offset", batch.position), told.get("signal", part), reason)
+    emptied: dict[str, Any] = {part: rows[:0]}
+    return dataclasses.replace(batch, rejects=pl.concat([batch.rejects, reject]), **emptied)
 
 
 def _rejected_frame(frame: Frame) -> Batch:

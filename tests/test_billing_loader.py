@@ -74,6 +74,28 @@ def test_a_mistake_of_ours_rejects_nothing(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_a_poisoned_link_does_not_stop_the_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.duckdb", epoch="e", pricing=Catalog.load())
+    append_links = Ledger._append_links
+
+    def poisoned_links(self: Ledger, links: pl.DataFrame, commit_no: int) -> None:
+        if (links["span_id"] == poison).any():
+            raise ValueError("cannot be")
+        append_links(self, links, commit_no)
+
+    loader, made = Loader(ledger), frames()
+    prepared = loader.prepare(made)
+    assert prepared.batch is not None
+    poison = prepared.batch.links["span_id"][7]
+    monkeypatch.setattr(Ledger, "_append_links", poisoned_links)
+    loader.load(prepared)
+    assert ledger.cursor().execute("SELECT count(*) FROM span_links").fetchone() == (14,)
+    assert ledger.cursor().execute("SELECT count(*) FROM calls").fetchone() == (15,)
+    assert ledger.cursor().execute("SELECT signal FROM rejects").fetchall() == [("links",)]
+    assert ledger.position == 300
+    ledger.close()
+
+
 def test_a_frame_that_is_no_otlp_is_rejected_alone(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.duckdb", epoch="e", pricing=Catalog.load())
     loader = Loader(ledger)
