@@ -38,6 +38,7 @@ class PriceFinder:
 
     def __init__(self, book: Book, table: PriceTable, resolver: Resolver) -> None:
         self._book, self._table, self._resolver = book, table, resolver
+        self.table = table
         self._known: OrderedDict[tuple[str | None, ...], Target] = OrderedDict()
 
     def find(self, provider: str | None, served_model: str | None, model: str | None) -> Target:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from catalog.arithmetic import Line, UnpricedPart, cost, lines
+from catalog.dearest import Dearest
 from catalog.finder import PriceFinder
 from catalog.load import load_table
 from catalog.provider_book import load_book
@@ -70,6 +71,7 @@ class Quotes:
 
     def __init__(self, resolver: Resolver, finder: PriceFinder, version: str) -> None:
         self._resolver, self._finder = resolver, finder
+        self._dearest = Dearest(finder.table)
         self.book = resolver.book
         self.version = version
 
@@ -86,6 +88,13 @@ class Quotes:
     def resolve(self, evidence: Evidence) -> Resolution:
         """Resolve one set of evidence."""
         return self._resolver.resolve(evidence)
+
+    def dearest(self, *, usage: Mapping[str, int], at: datetime) -> Quote:
+        """Price `usage` at the highest list price of any model at an instant (standard mode)."""
+        found = self._dearest.cost(_parts(usage), at)
+        if found is None:
+            return Quote(None, "the catalogue has no price at all")
+        return Quote(found[0], f"dearest: {found[1]}", estimated=True)
 
     def quote(
         self,

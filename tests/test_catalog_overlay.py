@@ -518,3 +518,16 @@ def test_an_instant_is_compared_to_the_second_before() -> None:
     change = at("2026-05-15T19:00:00Z")
     just_before = model.row("standard", change - timedelta(microseconds=1), 1)
     assert just_before.prices[0] == 3_000_000_000
+
+
+def test_the_documented_example_is_a_price_file_that_prices(tmp_path: Path) -> None:
+    page = Path("docs/catalogue.md").read_text(encoding="utf-8")
+    table = laid(tmp_path, page.partition("```toml\n")[2].partition("```")[0])
+    when = "2026-11-20T12:00:00Z"  # a Friday
+    assert usd(table, "openai/gpt-5", when) == ["1.1", "9"]
+    assert usd(table, "openai/gpt-5", when, mode="batch") == ["0.55", "4.5"]
+    assert usd(table, "openai/team-default", when) == usd(table, "openai/gpt-5-mini", when)
+    assert usd(table, "openai/gpt-5", when, said={"deployment_scope": "eu-sovereign"}) == ["1.32", "10.8"]
+    assert usd(table, "nano-gpt/zai-org/glm-5", when, tokens=200_001) == ["1.8", "6"]
+    hours = [usd(table, "nano-gpt/zai-org/glm-5", f"2026-04-{day}:00:00Z")[0] for day in ("24T09", "25T09")]
+    assert hours == ["1.2", "0.9"]

@@ -134,3 +134,34 @@ def test_unknown_bucket_is_the_askers_mistake(quotes: Quotes) -> None:
         quotes.quote("openai", model="gpt-5", at=at, usage={"inputs": 1})
     with pytest.raises(ValueError, match="negative"):
         quotes.quote("openai", model="gpt-5", at=at, usage={"input": -1})
+
+
+def test_no_model_costs_more_than_the_dearest(quotes: Quotes) -> None:
+    import time  # noqa: PLC0415
+
+    usage = {"input": 150_000, "output": 2_000}
+    for case in CASES:
+        at = datetime.fromisoformat(case["at"])
+        dearest = quotes.dearest(usage=usage, at=at)
+        own = quotes.quote(case["provider"], model=case["model"], at=at, usage=usage)
+        assert dearest.list_cost_usd is not None and dearest.estimated
+        assert own.list_cost_usd is None or own.list_cost_usd <= dearest.list_cost_usd, dearest.reason
+    start = time.perf_counter()
+    for _ in range(20):
+        quotes.dearest(usage=usage, at=at)
+    assert (time.perf_counter() - start) / 20 < 0.02
+
+
+def test_the_dearest_counts_every_kind_of_token(quotes: Quotes) -> None:
+    at = datetime.fromisoformat("2026-11-15T12:00:00Z")
+    plain = quotes.dearest(usage={"input": 1000, "output": 1000}, at=at).list_cost_usd
+    split = {
+        "cache_read": 400,
+        "cache_write_1h": 600,
+        "output_audio": 1000,
+        "reasoning": 5,
+        "web_searches": 3,
+    }
+    assert quotes.dearest(usage=split, at=at).list_cost_usd == plain
+    with pytest.raises(ValueError, match="unknown usage"):
+        quotes.dearest(usage={"inputs": 1}, at=at)
