@@ -115,15 +115,15 @@ _PARTS = ("observations", "metric_points", "links", "unrecognised", "controls")
 def _halves(batch: Batch, position: int, error: Exception) -> list[Batch]:
     """Two smaller batches, the first of which does not move the journal position; a row alone is rejected.
 
-    Cut is the first part that has rows: what is left when all observations are through is to blame next.
+    Rows of one kind are parted from the rest first, so that none is blamed for another kind's.
     """
-    part = next((name for name in _PARTS if len(getattr(batch, name))), None)
-    if part is None:
+    filled = [name for name in _PARTS if len(getattr(batch, name))]
+    if not filled:
         raise error
-    rows = getattr(batch, part)
-    if len(rows) == 1:
+    part, rows = filled[0], getattr(batch, filled[0])
+    if len(filled) == 1 and len(rows) == 1:
         return [_without(batch, part, error)]
-    middle = len(rows) // 2
+    middle = len(rows) if len(filled) > 1 else len(rows) // 2
     first: dict[str, Any] = {part: rows[:middle]}
     rest: dict[str, Any] = {part: rows[middle:]}
     return [dataclasses.replace(_nothing(position), **first), dataclasses.replace(batch, **rest)]
