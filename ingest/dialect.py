@@ -366,11 +366,9 @@ class _Compiler:
             access=tuple(Access(self._key(a.key), a.values, a.any) for a in access),
             hints=self._ids(self.shared.recognition.hints),
             kept=self._ids(self._kept_keys()),
-            personal=self._ids(_text(key) for name in ATTRIBUTION_FIELDS for key in self.common[name]),
-            urls=self._ids(_text(key) for key in (*self.common["url"], *self.common["server_address"])),
-            as_text=frozenset(
-                key.id for r in rules for name in TEXT_FIELDS for key in r.fields.get(name, ())
-            ),
+            personal=self._standing(rules, ATTRIBUTION_FIELDS),
+            urls=self._standing(rules, ("url", "server_address")),
+            as_text=self._standing(rules, TEXT_FIELDS),
             documents=MappingProxyType(self._documents()),
             metrics=self._ids(
                 name for t in tables for r in t.rule if r.signal == "metric" for name in r.names
@@ -381,6 +379,11 @@ class _Compiler:
                 scope: name for table in self.tables.values() for scope, name in table.emitters.items()
             },
         )
+
+    def _standing(self, rules: Iterable[Rule], names: Iterable[str]) -> frozenset[int]:
+        """The keys under which fields may stand, in any dialect."""
+        fields = [(name, rule) for name in names for rule in rules]
+        return frozenset(key.id for name, rule in fields for key in rule.fields.get(name, ()))
 
     def _ids(self, words: Iterable[str]) -> frozenset[int]:
         return frozenset(self.vocabulary.ids[word] for word in words)

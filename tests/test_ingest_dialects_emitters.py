@@ -1,0 +1,231 @@
+"""Every emitter's own records against what was served: layer by layer, before anything is fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.ingest_decode_support import (
+    CAPTURES,
+    capture_frames,
+    expected,
+    log_frame,
+    observed,
+    rows,
+    span_frame,
+)
+
+NAMES = sorted(path.parent.name for path in CAPTURES.glob("*/expected.json"))
+WRITES = ("cache_write_5m", "cache_write_1h", "cache_write_30m")
+LESS = {  # layers that tell other numbers than were served, and what of theirs is right (telemetry survey)
+    "span:gemini-cli": "input_tokens",  # output leaves thoughts out
+    "log:gemini-cli#details": "input_tokens",
+    "span:opentelemetry.instrumentation.anthropic": "input_tokens",  # one token too many on raw streams
+}
+
+
+def served(capture: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """The calls whose usage is visible, by input and output."""
+    calls = [call for call in expected(capture)["calls"] if call["usage_visible_in"]]
+    return {(whole_input(call), call["output"]): call for call in calls}
+
+
+def whole_input(call: dict[str, Any]) -> int:
+    return int(call["input_uncached"] + call["cache_read"] + sum(call[part] for part in WRITES))
+
+
+def call_rows(capture: str) -> list[dict[str, Any]]:
+    return [row for row in rows(capture_frames(capture)) if row["role"] == "call"]
+
+
+@pytest.mark.parametrize("capture", NAMES)
+def test_whatever_a_layer_tells_was_served(capture: str) -> None:
+    """No layer tells a number twice, none tells one that is wrong; a part that it leaves out is NULL."""
+    truth, seen = served(capture), set()
+    inputs = {whole for whole, _ in truth}
+    for row in call_rows(capture):
+        if row["input_tokens"] is None:
+            continue
+        if LESS.get(row["layer"]):
+            assert row["input_tokens"] in inputs
+            continue
+        tokens = row["input_tokens"], row["output_tokens"]
+        assert (row["layer"], *tokens) not in seen
+        seen.add((row["layer"], *tokens))
+        _compare(row, truth[tokens])
+
+
+def _compare(row: dict[str, Any], call: dict[str, Any]) -> None:
+    parts = {
+        "cache_read_tokens": call["cache_read"],
+        "cache_write_tokens": sum(call[part] for part in WRITES),
+        "cache_write_1h_tokens": call["cache_write_1h"],
+        "reasoning_tokens": call["reasoning"],
+        "streaming": call["streaming"],
+        "response_id": call["response_id"],
+    }
+    wrong = {name: row[name] for name, value in parts.items() if row[name] not in {None, value}}
+    assert not wrong
+    assert row["request_model"] in {None, call["request_model"]}
+    assert row["response_model"] in {None, call["request_model"], call["response_model"]}
+    assert row["status"] in {None, "ok"}
+    if (
+        row["session_id"]
+        and call["session_id_source"] != "only session of this capture"
+        and call["session_id"]
+    ):
+        assert row["session_id"] == call["session_id"]
+
+
+@pytest.mark.parametrize("capture", NAMES)
+def test_every_visible_call_is_told_by_a_layer(capture: str) -> None:
+    told = {(row["input_tokens"], row["output_tokens"]) for row in call_rows(capture)}
+    assert set(served(capture)) <= told
+
+
+@pytest.mark.parametrize("capture", NAMES)
+def test_no_layer_has_more_calls_than_were_served(capture: str) -> None:
+    layers = [row["layer"] for row in call_rows(capture)]
+    assert all(layers.count(layer) <= len(expected(capture)["calls"]) for layer in layers)
+
+
+# --- traps -----------------------------------------------------------------------------------------------
+
+
+def one(*frames: Any) -> dict[str, Any]:
+    (row,) = rows(list(frames))
+    return row
+
+
+def codex(**attributes: Any) -> dict[str, Any]:
+    told = {"event.name": "codex.sse_event", "event.kind": "response.completed", "model": "gpt-5.6"}
+    return told | {"conversation.id": "c", **attributes}
+
+
+def test_codex_writes_numbers_as_text_and_has_no_time() -> None:
+    told = codex(input_token_count="7012", output_token_count="301", cached_token_count=4010, ttft_ms="118")
+    told |= {"event.timestamp": "2026-11-22T06:19:55.066Z", "auth_mode": "Chatgpt"}
+    row = one(log_frame(told, scope="codex_otel.log_only", time_unix_nano=0))
+    assert (row["input_tokens"], row["cache_read_tokens"], row["output_tokens"]) == (7012, 4010, 301)
+    assert (row["effective_from"], row["ttft_ms"], row["streaming"]) == ("attribute", 118.0, True)
+    assert (row["access_hint"], row["access_evidence"]) == ("subscription", "auth_mode=Chatgpt")
+
+
+def test_codex_tells_of_a_completed_response_twice() -> None:
+    assert rows([log_frame(codex(), scope="codex_otel.log_only")]) == []
+
+
+@pytest.mark.parametrize(("status", "found"), [(200, 0), (500, 1), ("429", 1)])
+def test_codex_attempts_count_where_they_failed(status: int | str, found: int) -> None:
+    told = {"event.name": "codex.api_request", "endpoint": "/responses", "http.response.status_code": status}
+    listed = rows([log_frame(told, scope="codex_otel.log_only")])
+    assert [row["status"] for row in listed] == ["error"] * found
+
+
+@pytest.mark.parametrize(
+    ("total", "thoughts", "output"),
+    [(5312, 101, 301), (5211, 101, 200), (5312, None, 301), (5211, None, 200)],
+)
+def test_thoughts_are_added_where_the_total_proves_them(
+    total: int, thoughts: int | None, output: int
+) -> None:
+    told = {"event.name": "gemini_cli.api_response", "model": "gemini-2.5-flash", "input_token_count": 5011}
+    told |= {"output_token_count": 200, "total_token_count": total}
+    if thoughts is not None:
+        told["thoughts_token_count"] = thoughts
+    assert one(log_frame(told, scope="gemini-cli"))["output_tokens"] == output
+
+
+def test_the_request_half_of_an_event_is_no_call() -> None:
+    told = {
+        "event.name": "gen_ai.client.inference.operation.details",
+        "gen_ai.operation.name": "generate_content",
+    }
+    assert rows([log_frame(told, scope="gemini-cli")]) == []
+
+
+def test_what_never_reached_a_provider_is_no_call() -> None:
+    told = {"gen_ai.operation.name": "chat", "error.type": "APIConnectionError"}
+    found = observed(span_frame(told, told | {"error.type": "BadRequestError"}))
+    assert found.observations["error_type"].to_list() == ["BadRequestError"]
+    assert found.unrecognised.is_empty()
+
+
+@pytest.mark.parametrize(("provider", "whole"), [("anthropic", 7713), ("Anthropic", 7713), ("openai", 5011)])
+def test_the_same_key_means_two_things(provider: str, whole: int) -> None:
+    """agent-framework leaves cached tokens out for Anthropic and has them in for OpenAI."""
+    told = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": provider,
+        "gen_ai.usage.output_tokens": 1,
+    }
+    parts = {"gen_ai.usage.cache_read.input_tokens": 4010, "gen_ai.usage.cache_creation.input_tokens": 2702}
+    if provider == "openai":
+        told |= {"gen_ai.usage.input_tokens": 5011, "gen_ai.usage.cache_read.input_tokens": 4010}
+    else:
+        told |= parts | {"gen_ai.usage.input_tokens": 1001}
+    assert one(span_frame(told, scope="agent_framework"))["input_tokens"] == whole
+
+
+def test_numbers_that_openlit_guessed_are_unknown() -> None:
+    told = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.usage.input_tokens": 13,
+        "gen_ai.usage.output_tokens": 15,
+    }
+    guessed = one(span_frame(told, scope="openlit.instrumentation.openai"))
+    assert (guessed["input_tokens"], guessed["output_tokens"]) == (None, None)
+    served = told | {"gen_ai.usage.cache_read.input_tokens": 0}
+    assert one(span_frame(served, scope="openlit.instrumentation.openai"))["input_tokens"] == 13
+
+
+def test_a_gateways_own_model_name_is_not_the_model_that_answered() -> None:
+    told = {"gen_ai.operation.name": "acompletion", "litellm.model_group": "gpt-fast", "gen_ai.system": ""}
+    told |= {"gen_ai.response.model": "gpt-fast", "litellm.provider.model": "openai/gpt-4o-mini"}
+    row = one(span_frame(told | {"gen_ai.request.model": "gpt-4o-mini"}, scope="litellm"))
+    assert (row["provider_name"], row["request_model"], row["response_model"]) == (
+        "openai",
+        "gpt-4o-mini",
+        None,
+    )
+    named = told | {"gen_ai.response.model": "gpt-4o-mini-2024-07-18"}
+    assert one(span_frame(named, scope="litellm"))["response_model"] == "gpt-4o-mini-2024-07-18"
+
+
+def test_ids_that_a_gateway_makes_up_are_not_the_providers() -> None:
+    told = {"gen_ai.operation.name": "chat"}
+    made_up = "chatcmpl-de123b32-1221-465f-b079-548049ef4fa6"
+    found = [
+        one(span_frame(told | {"gen_ai.response.id": text}, scope="litellm"))["response_id"]
+        for text in (made_up, "chatcmpl-AbC123", "e77208ba-e86e-48f3-941d-bd5027d8cbe8")
+    ]
+    assert found == [None, "chatcmpl-AbC123", None]
+
+
+def test_a_stream_that_began_well_is_told_when_it_ended() -> None:
+    """Logfire writes two records per stream; the first has no usage."""
+    began = {"gen_ai.request.model": "gpt-4o", "request_data": '{"model":"gpt-4o","stream":true}'}
+    ended: dict[str, Any] = {
+        "gen_ai.request.model": "gpt-4o",
+        "logfire.msg_template": "streaming response from {x!r} took {y}s",
+    }
+    ended |= {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 7, "duration": 1.5}
+    row = one(span_frame(began, scope="logfire.openai"), span_frame(ended, scope="logfire.openai"))
+    assert (row["input_tokens"], row["streaming"], row["duration_ms"]) == (5, True, 1500.0)
+
+
+def test_a_server_address_that_is_a_url_is_its_host() -> None:
+    told = {"gen_ai.operation.name": "chat", "server.address": "https://me:pw@api.example.com:8443/v1/?k=s"}
+    row = one(span_frame(told, scope="semantic_kernel.utils.telemetry"))
+    assert (row["server_address"], row["url"]) == ("api.example.com", "https://api.example.com:8443/v1/")
+
+
+def test_unknown_emitters_of_known_conventions_need_no_table() -> None:
+    kinds = {"LLM": "call", "EMBEDDING": "call", "AGENT": "aggregate"}
+    for kind, role in kinds.items():
+        told = {"openinference.span.kind": kind, "llm.token_count.prompt": 5, "llm.model_name": "m"}
+        row = one(span_frame(told, scope="somebody.elses"))
+        assert (row["role"], row["input_tokens"], row["response_model"]) == (role, 5, "m")
+    old = {"llm.request.type": "chat", "gen_ai.usage.prompt_tokens": 6, "gen_ai.usage.completion_tokens": 1}
+    assert one(span_frame(old, scope="somebody.elses"))["input_tokens"] == 6
