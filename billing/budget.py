@@ -17,10 +17,12 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Annotated, Any, Literal, TypeVar
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -359,7 +361,8 @@ def _told_by(attributes: Mapping[str, object]) -> dict[str, str]:
     return told
 
 
-class BudgetFigures(Strict):
+@dataclass(frozen=True, slots=True)
+class BudgetFigures:
     """Where one budget stands now. Amounts are decimal strings in the meter's unit (US dollars, tokens,
     calls).
 
@@ -384,7 +387,8 @@ class BudgetFigures(Strict):
     shadow: bool = False
 
 
-class CheckReply(Strict):
+@dataclass(frozen=True, slots=True)
+class CheckReply:
     """The answer to a check: a denial is an answer, not an error.
 
     `unmatched` lists the dimensions that some budget names, the check leaves out, and that alone keep
@@ -400,7 +404,11 @@ class CheckReply(Strict):
     expires_at: datetime | None = None
     retry_after_s: int | None = None
     estimate_usd: str | None = None
-    advice: list[str] = Field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    def to_json(self) -> bytes:
+        """As it goes out."""
+        return orjson.dumps(self, option=orjson.OPT_UTC_Z)
 
 
 class BudgetEvent(Strict):

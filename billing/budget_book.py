@@ -24,7 +24,7 @@ every budget it falls under at once, so that the next check sees it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -79,6 +79,11 @@ class _State:
     def at(self, now: datetime) -> Standing:
         self.spend.roll(now)
         return Standing(self.budget, self.spend, self.allowances, self.counted_for is not None, self.reserved)
+
+    def shown(self, before: BudgetFigures) -> BudgetFigures:
+        """The figures, with what is reserved now."""
+        left = EXACT.subtract(self.budget.limit, EXACT.add(self.spend.amount, self.reserved))
+        return replace(before, reserved=decimal_text(self.reserved), remaining=decimal_text(left))
 
     def take_over(self, other: _State) -> None:
         """Goes on with the spend of the same budget's other definition, if that counts the same calls."""
@@ -231,6 +236,11 @@ class BudgetBook:
         """Where the budgets stand that a reservation falls under."""
         ids = [] if hold.forgotten else self._index.match(hold.told)[0]
         return [figures(self._states[each].at(now)) for each in ids]
+
+    def figures_with(self, judged: Judged) -> list[BudgetFigures]:
+        """The figures of a check that has just been reserved."""
+        verdicts = judged.verdicts.items()
+        return [self._states[budget_id].shown(verdict.figures) for budget_id, verdict in verdicts]
 
     def _weigh(self, hold: Hold) -> None:
         for budget_id, counted in hold.counted.items():

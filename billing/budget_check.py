@@ -6,7 +6,7 @@ Pure functions on figures; no state and no clock. A cost that is not known is ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -75,7 +75,7 @@ def judge(standing: Standing, costs: Costs) -> Verdict:
     verdict = _judge(standing, costs)
     if not standing.budget.shadow or verdict.action is None:
         return verdict
-    shown = verdict.figures.model_copy(update={"shadow": True})
+    shown = replace(verdict.figures, shadow=True)
     return Verdict(shown, None, reason=f"in shadow, {verdict.reason}")
 
 
@@ -154,7 +154,7 @@ def _within(standing: Standing, amount: Decimal | None) -> Verdict:
     if standing.counted:
         return Verdict(shown, None)
     reason = f"budget {standing.budget.id} was just defined and its calls so far are still being counted"
-    return Verdict(shown.model_copy(update={"action": "warn"}), "warn", reason=reason)
+    return Verdict(replace(shown, action="warn"), "warn", reason=reason)
 
 
 def figures(

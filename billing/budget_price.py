@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol
 
 from billing.budget import CheckRequest
 
-__all__ = ["Costs", "Quote", "Quotes", "Resolution", "price", "recognised", "settled"]
+__all__ = ["Costs", "Quote", "Quotes", "RememberedQuotes", "Resolution", "price", "recognised", "settled"]
 
 _COVERED = frozenset({"subscription", "free", "local"})
 _COSTLESS = frozenset({"free", "local"})
 _ZERO = Decimal(0)
+_MAX_QUOTES = 10_000
 
 
 class Resolution(Protocol):
@@ -56,6 +57,32 @@ class Quotes(Protocol):
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens (`input`, `output`) of a model as it stood at a moment."""
         ...
+
+
+class RememberedQuotes:
+    """The same quotes, each asked once a minute: agents check the same models with the same estimates."""
+
+    def __init__(self, quotes: Quotes) -> None:
+        self._quotes = quotes
+        self._minute = -1
+        self._known: dict[tuple[object, ...], Quote] = {}
+        if (dearest := getattr(quotes, "dearest", None)) is not None:
+            self.dearest = dearest
+
+    def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
+        """Prices tokens of a model as it stood at the beginning of a minute."""
+        minute = int(at.timestamp()) // 60
+        if minute != self._minute or len(self._known) > _MAX_QUOTES:
+            self._known.clear()
+            self._minute = minute
+        key = (provider, model, *usage.items())
+        quote = self._known.get(key)
+        if quote is None:
+            began = datetime.fromtimestamp(minute * 60, UTC)
+            quote = self._known[key] = self._quotes.quote(
+                provider=provider, model=model, at=began, usage=usage
+            )
+        return quote
 
 
 @dataclass(frozen=True, slots=True)

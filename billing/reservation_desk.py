@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -167,15 +168,14 @@ class ReservationDesk:
     def _repeated(self, request: CheckRequest, known: Hold) -> CheckReply:
         """The answer given before, with the figures of now."""
         judged = self.book.judge(request, self._clock(), self.quotes)
-        return judged.reply.model_copy(
-            update={
-                "decision": known.decision,
-                "reason": f"this idempotency_key has a reservation already, which is {known.state}",
-                "reservation_id": known.id,
-                "expires_at": moment(known.expires_us),
-                "retry_after_s": None,
-                "advice": [],
-            }
+        return replace(
+            judged.reply,
+            decision=known.decision,
+            reason=f"this idempotency_key has a reservation already, which is {known.state}",
+            reservation_id=known.id,
+            expires_at=moment(known.expires_us),
+            retry_after_s=None,
+            advice=[],
         )
 
     async def _reserve(self, request: CheckRequest, digest: str) -> CheckReply:
@@ -189,17 +189,16 @@ class ReservationDesk:
             raise NotReady("the calls of a new budget are still being counted; nothing can be promised yet")
         hold = self._new_hold(request, judged, digest)
         self.book.hold(hold)
+        promised = replace(
+            reply,
+            budgets=self.book.figures_with(judged),
+            reservation_id=hold.id,
+            expires_at=moment(hold.expires_us),
+        )
         await self._write(hold, _reserve_record(hold), undo=lambda: self.book.let_go(hold))
         hold.written = True
         self.reservations += 1
-        figures = self.book.figures_of(hold, self._clock())
-        told = {each.id: each for each in reply.budgets}
-        shown = [
-            told[each.id].model_copy(update=_standing(each)) if each.id in told else each for each in figures
-        ]
-        return reply.model_copy(
-            update={"reservation_id": hold.id, "expires_at": moment(hold.expires_us), "budgets": shown}
-        )
+        return promised
 
     def _new_hold(self, request: CheckRequest, judged: Judged, digest: str) -> Hold:
         at_us = microseconds(self._clock())
@@ -322,10 +321,6 @@ class ReservationDesk:
     async def _written(self, hold: Hold) -> None:
         if (writing := self._writing.get(hold.id)) is not None:
             await asyncio.shield(writing)
-
-
-def _standing(figures: Any) -> dict[str, Any]:
-    return {name: getattr(figures, name) for name in ("spent", "reserved", "remaining", "resets_at")}
 
 
 def _reserve_record(hold: Hold) -> bytes:

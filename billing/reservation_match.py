@@ -133,11 +133,11 @@ class Matching:
                 return
 
 
-def _age(row: Matchable) -> tuple[int, str]:
-    return row.at_us, row.id
+def _age(row: Matchable) -> tuple[int, int, str]:
+    return row.at_us, row.place_offset, row.id
 
 
-def _rank(row: Matchable) -> tuple[int, int, str]:
+def _rank(row: Matchable) -> tuple[int, int, int, str]:
     return (_STRENGTH[row.matched_by or "trace"], *_age(row))
 
 

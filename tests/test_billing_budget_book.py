@@ -241,7 +241,7 @@ def test_a_denial_says_who_why_and_until_when() -> None:
     assert reply.estimate_usd == "0.06"
     assert reply.retry_after_s == 15 * 3600  # midnight in Berlin is 23:00 UTC
     assert reply.advice == ["at most 0.05 USD billed fits budget b now", "ask again at 2026-11-22T23:00:00Z"]
-    figures = reply.budgets[0].model_dump(mode="json")
+    figures = json.loads(reply.to_json())["budgets"][0]
     assert {key: figures[key] for key in ("id", "limit", "spent", "reserved", "remaining", "resets_at")} == {
         "id": "b",
         "limit": "1",

@@ -202,6 +202,12 @@ def test_budgets_are_set_listed_checked_and_removed(server: Running) -> None:
     scope = ("--team", "core", "--label", "ticket=A-1")
     denied = tollbook("budget", "check", *scope, "--usd", "5", "--json", url=server.url, code=3)
     assert json.loads(denied.stdout)["decision"] == "deny"
+    told = json.loads(tollbook("budget", "explain", "--team", "other", "--json", url=server.url).stdout)
+    assert [(each["id"], each["matches"], each["why"]) for each in told["budgets"]] == [
+        ("x", "no", "is for team core")
+    ]
+    assert "names team" in tollbook("budget", "explain", url=server.url).stdout
+    assert "covers team=core" in tollbook("budget", "explain", *scope, url=server.url).stdout
     tollbook("budget", "rm", "x", url=server.url)
     assert "there is no budget" in tollbook("budget", "rm", "x", url=server.url, code=1).stderr
     tollbook("budget", "set", "--limit", "1", "--label", "nonsense", url=server.url, code=2)

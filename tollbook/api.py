@@ -242,7 +242,7 @@ def _table(body: bytes, form: Form = "json", *, truncated: bool = False) -> Resp
     return Response(body, headers=headers)
 
 
-def _json(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def _json(model: type) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}}
 
 

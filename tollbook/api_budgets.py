@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,12 +46,12 @@ class BudgetsReply(BaseModel):
 
 def list_budgets(house: House) -> bytes:
     """Every budget as JSON."""
-    return orjson.dumps({"budgets": [_shown(house, budget) for budget in house.budgets.all()]})
+    return _dump({"budgets": [_shown(house, budget) for budget in house.budgets.all()]})
 
 
 def show_budget(house: House, budget_id: str) -> bytes:
     """One budget as JSON; Problem `not_found`."""
-    return orjson.dumps(_shown(house, _known(house, budget_id)))
+    return _dump(_shown(house, _known(house, budget_id)))
 
 
 async def create_budget(house: House, body: bytes) -> bytes:
@@ -60,19 +61,23 @@ async def create_budget(house: House, body: bytes) -> bytes:
     if known is not None and known != budget:
         raise Problem("conflict", "a budget of this id is defined otherwise; PUT replaces it")
     await house.define_budget(budget)
-    return orjson.dumps(_shown(house, budget))
+    return _dump(_shown(house, budget))
 
 
 async def replace_budget(house: House, budget_id: str, body: bytes) -> bytes:
     """Define the budget of this id, or define it anew."""
     budget = read_budget(body, budget_id=budget_id)
     await house.define_budget(budget)
-    return orjson.dumps(_shown(house, budget))
+    return _dump(_shown(house, budget))
 
 
 async def delete_budget(house: House, budget_id: str) -> None:
     """Delete a budget; Problem `not_found`."""
     await house.delete_budget(_known(house, budget_id).id)
+
+
+def _dump(shown: dict[str, Any]) -> bytes:
+    return orjson.dumps(shown, option=orjson.OPT_UTC_Z)
 
 
 def _known(house: House, budget_id: str) -> Budget:
@@ -85,6 +90,6 @@ def _known(house: House, budget_id: str) -> Budget:
 def _shown(house: House, budget: Budget) -> dict[str, Any]:
     now = datetime.now(UTC)
     figures = house.budgets.figures(budget.id, now)
-    standing = figures.model_dump(mode="json") if figures else {}
+    standing = asdict(figures) if figures else {}
     more = ("spent", "reserved", "remaining", "resets_at", "unpriced_calls")
     return {**budget.model_dump(mode="json"), **{name: standing.get(name) for name in more}}

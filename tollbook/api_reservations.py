@@ -15,7 +15,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from billing.budget import BudgetError, read_check
+from billing.budget import BudgetError, CheckReply, read_check
 from billing.reservation import (
     CheckBatch,
     ReleaseBatch,
@@ -49,6 +49,7 @@ RESERVATIONS_PATH = "/api/v1/reservations/"
 MAX_CHECK_BYTES = 64 << 10
 JSON_HEADERS = [(b"content-type", b"application/json")]
 _VERBS = ("settle", "release")
+Reply = CheckReply | ReservationReply
 
 
 def is_budget_path(method: str, path: str) -> bool:
@@ -106,7 +107,7 @@ async def answer_check(desk: ReservationDesk, body: bytes) -> bytes:
     if b'"items"' in body and _is_batch(body):
         batch = read_batch(CheckBatch, body)
         return await _each([desk.check(each) for each in batch.items])
-    return (await desk.check(read_check(body))).model_dump_json().encode()
+    return (await desk.check(read_check(body))).to_json()
 
 
 async def answer_reservation(desk: ReservationDesk, path: str, body: bytes) -> bytes:
@@ -120,7 +121,7 @@ async def answer_reservation(desk: ReservationDesk, path: str, body: bytes) -> b
         reply = await desk.settle(reservation_id, read_settlement(body))
     else:
         reply = await desk.release(reservation_id)
-    return reply.model_dump_json().encode()
+    return reply.to_json()
 
 
 async def _answer_batch(desk: ReservationDesk, verb: str, body: bytes) -> bytes:
@@ -139,15 +140,15 @@ def _is_batch(body: bytes) -> bool:
     return isinstance(told, dict) and "items" in told
 
 
-async def _each(asked: Sequence[Coroutine[Any, Any, BaseModel]]) -> bytes:
+async def _each(asked: Sequence[Coroutine[Any, Any, Reply]]) -> bytes:
     """The answers in order; what cannot be answered is a problem document in its place."""
     answers = await asyncio.gather(*asked, return_exceptions=True)
     return b'{"items":[' + b",".join(_item(each) for each in answers) + b"]}"
 
 
-def _item(answer: BaseModel | BaseException) -> bytes:
-    if isinstance(answer, BaseModel):
-        return answer.model_dump_json().encode()
+def _item(answer: Reply | BaseException) -> bytes:
+    if isinstance(answer, CheckReply | ReservationReply):
+        return answer.to_json()
     if isinstance(answer, BudgetError):
         return budget_problem(answer).body()
     if isinstance(answer, Problem):
@@ -174,7 +175,7 @@ def add_reservation_routes(app: FastAPI, house: House) -> None:
     @app.get(one, **told)
     async def reservation(reservation_id: str) -> Response:
         """How a reservation stands."""
-        return _json((await house.desk.show(reservation_id)).model_dump_json().encode())
+        return _json((await house.desk.show(reservation_id)).to_json())
 
     @app.post(one + "/settle", openapi_extra=_request(SettleRequest), **told)
     async def settle(request: Request, reservation_id: str) -> Response:

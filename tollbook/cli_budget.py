@@ -34,6 +34,8 @@ def set_budget(
     warn_at: Annotated[str | None, typer.Option(help="Warn above this fraction, such as 0.8.")] = None,
     deny_at: Annotated[str, typer.Option(help="Deny above this fraction.")] = "1.0",
     on_unpriced: Annotated[str, typer.Option(help="deny, allow or dearest.")] = "deny",
+    per_call: Annotated[str | None, typer.Option(help="The most that one call may need.")] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Decide and record, but deny nobody.")] = False,
     team: Dimension = None,
     project: Dimension = None,
     environment: Dimension = None,
@@ -57,6 +59,8 @@ def set_budget(
             *([{"at": warn_at, "action": "warn"}] if warn_at else []),
             {"at": deny_at, "action": "deny"},
         ],
+        **({"per_call": per_call} if per_call else {}),
+        **({"shadow": True} if shadow else {}),
     }
     client = server(url)
     if budget_id:
@@ -78,7 +82,7 @@ def list_budgets(url: Url = None, as_json: Json = False) -> None:
         return
     from tollbook.report import print_table
 
-    columns = ["id", "scope", "meter", "period", "limit", "spent", "remaining", "resets_at"]
+    columns = ["id", "scope", "meter", "period", "limit", "spent", "reserved", "remaining", "resets_at"]
     rows = [[_shown(budget[name]) for name in columns] for budget in reply["budgets"]]
     print_table({"columns": columns, "rows": rows, "truncated": False})
 
@@ -127,6 +131,68 @@ def check_budget(
     raise typer.Exit(DENIED if reply["decision"] == "deny" else 0)
 
 
+@budget_app.command("explain")
+def explain_budgets(
+    team: Dimension = None,
+    project: Dimension = None,
+    environment: Dimension = None,
+    agent: Dimension = None,
+    user: Dimension = None,
+    session: Dimension = None,
+    account: Dimension = None,
+    provider: Dimension = None,
+    model: Dimension = None,
+    access: Dimension = None,
+    label: Labels = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print which budgets a call would fall under, which it would not, and why."""
+    told = locals()
+    scope = scope_of(told)
+    client = server(url)
+    asked = {"scope": {name: value for name, value in scope.items() if name != "model"}}
+    reply = client.post("/api/v1/budgets/check", asked | ({"model": model} if model else {}))
+    budgets = client.get("/api/v1/budgets")["budgets"]
+    matched = {each["id"] for each in reply["budgets"]}
+    explained = [_explained(each, scope, matched=each["id"] in matched) for each in budgets]
+    if as_json:
+        print_json({"budgets": explained, "unmatched": reply["unmatched"]})
+        return
+    from tollbook.report import print_table
+
+    columns = ["id", "matches", "why", "limit", "spent", "reserved", "remaining"]
+    rows = [[_shown(each[name]) for name in columns] for each in explained]
+    print_table({"columns": columns, "rows": rows, "truncated": False})
+
+
+def _explained(budget: dict[str, Any], scope: dict[str, Any], *, matched: bool) -> dict[str, Any]:
+    """Why a budget covers a call, or does not: the first dimension that is left out or differs."""
+    standing = {name: budget[name] for name in ("id", "meter", "limit", "spent", "reserved", "remaining")}
+    return {
+        **standing,
+        "matches": "yes" if matched else "no",
+        "why": _why(budget["scope"], scope, matched=matched),
+    }
+
+
+def _why(wanted: dict[str, Any], told: dict[str, Any], *, matched: bool) -> str:
+    if matched:
+        return f"covers {_shown(wanted)}"
+    flat = _flat(told)
+    for name, value in _flat(wanted).items():
+        if name not in flat:
+            return f"names {name}, which is not told"
+        if flat[name] != value:
+            return f"is for {name} {value}"
+    return "its model or provider is another one"
+
+
+def _flat(scope: dict[str, Any]) -> dict[str, str]:
+    labels = {f"label {key}": value for key, value in scope.get("labels", {}).items()}
+    return {**{name: value for name, value in scope.items() if name != "labels"}, **labels}
+
+
 SCOPE = {
     "team": "team",
     "project": "project",
@@ -170,6 +236,9 @@ def _shown(value: Any) -> Any:
 def _print_reply(reply: dict[str, Any]) -> None:
     typer.echo(f"{reply['decision']}: {reply['reason']}")
     for budget in reply["budgets"]:
-        typer.echo(f"  {budget['id']}: {budget['spent']} of {budget['limit']} {budget['meter']} spent")
+        reserved = "" if budget["reserved"] == "0" else f", {budget['reserved']} reserved"
+        typer.echo(
+            f"  {budget['id']}: {budget['spent']} of {budget['limit']} {budget['meter']} spent{reserved}"
+        )
     for advice in reply.get("advice", []):
         typer.echo(f"  {advice}")

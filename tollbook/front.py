@@ -18,6 +18,7 @@ from typing import Any
 
 from billing.budget import Budget, BudgetEvent, SpendGap, encode_control
 from billing.budget_book import BudgetBook
+from billing.budget_price import RememberedQuotes
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from ingest.intake import Intake
@@ -191,7 +192,8 @@ class Front:
 
     def _load_quotes(self) -> None:
         if self.quotes is None:
-            self.quotes = self.desk.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
+            self.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
+            self.desk.quotes = RememberedQuotes(self.quotes)
 
     def _keep(self, event: BudgetEvent) -> None:
         try:

@@ -34,11 +34,14 @@ log = logging.getLogger("tollbook.front")
 
 GRACE_S = 5
 KEEP_ALIVE_S = 75
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop may keep the journal's writer thread waiting for the interpreter."""
 
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Whatever it or its children write is for this user's eyes only."""
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.server.log_level.upper(),
@@ -138,6 +141,7 @@ def _http_server(front: Front) -> uvicorn.Server:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
