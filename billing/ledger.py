@@ -42,6 +42,9 @@ _CHARGE = (
     "catalog_version",
 )
 """What is frozen on a call when it is written."""
+_DECIDED = ("access", "plan_id")
+_EVIDENCE = ("access_evidence", "access_confidence")
+"""What may still become better known while what it decides stays."""
 _CHARGED_BY = (
     "started_at",
     "status",
@@ -383,7 +386,9 @@ def _keep_charges(current: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
     both = current.join(before, on="call_id", how="left", suffix="_before")
     known = pl.col("catalog_version_before").is_not_null()
     same = pl.all_horizontal(known, *(pl.col(c).eq_missing(pl.col(f"{c}_before")) for c in _CHARGED_BY))
-    kept = [pl.when(same).then(pl.col(f"{c}_before")).otherwise(pl.col(c)).alias(c) for c in _CHARGE]
+    decided = pl.all_horizontal(pl.col(c).eq_missing(pl.col(f"{c}_before")) for c in _DECIDED)
+    keep = {c: same & ~decided if c in _EVIDENCE else same for c in _CHARGE}
+    kept = [pl.when(keep[c]).then(pl.col(f"{c}_before")).otherwise(pl.col(c)).alias(c) for c in _CHARGE]
     return both.with_columns(kept).select(current.columns)
 
 

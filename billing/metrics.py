@@ -19,7 +19,7 @@ import duckdb
 import polars as pl
 
 from billing.charges import Pricing, charge
-from billing.store import append, frames, read
+from billing.store import append, read, staged
 from ingest.observation import METRIC_POINTS, OBSERVATIONS
 
 NEAR = timedelta(hours=1)
@@ -59,7 +59,7 @@ def unseen_points(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> 
     if once.is_empty():
         return once
     window = [once["measured_at"].min(), once["measured_at"].max()]
-    with frames(connection, wanted=once.select("id_lo")):
+    with staged(connection, wanted=once.select("id_lo")):
         query = (
             "SELECT id_hi, id_lo FROM metric_points WHERE measured_at BETWEEN ? AND ? "
             "AND id_lo IN (SELECT id_lo FROM wanted)"
@@ -269,7 +269,7 @@ class MetricBook:
         if late.is_empty():
             return fresh.select("service", "measured_at").clear()
         first, last = late["measured_at"].min(), late["measured_at"].max()
-        with frames(self._db, late=late.select("stream_lo", "stream_hi", "measured_at")):
+        with staged(self._db, late=late.select("stream_lo", "stream_hi", "measured_at")):
             query = (
                 "SELECT p.service, min(p.measured_at) AS measured_at FROM metric_points p JOIN late l "
                 "ON p.stream_lo = l.stream_lo AND p.stream_hi = l.stream_hi "
@@ -283,7 +283,7 @@ class MetricBook:
     def _hours_near(self, calls: pl.DataFrame) -> pl.DataFrame:
         """The hours of metrics that stand for calls, of services that now tell of calls near them."""
         near = calls.select("service", pl.col("started_at").dt.truncate("1h").alias("hour")).unique()
-        with frames(self._db, near=near):
+        with staged(self._db, near=near):
             query = (
                 "SELECT DISTINCT m.service, m.hour FROM metric_hours m JOIN near n "
                 "ON m.service IS NOT DISTINCT FROM n.service "
@@ -295,7 +295,7 @@ class MetricBook:
         first, last = touched["hour"].min(), touched["hour"].max()
         assert isinstance(first, datetime)
         assert isinstance(last, datetime)
-        with frames(self._db, touched=touched.select("service").unique()):
+        with staged(self._db, touched=touched.select("service").unique()):
             query = (
                 f"SELECT {', '.join(METRIC_POINTS)} FROM metric_points p WHERE p.measured_at >= ? "
                 "AND p.measured_at < ? AND EXISTS "
@@ -313,7 +313,7 @@ class MetricBook:
         wanting = opening.filter(pl.col("temporality") == "cumulative", pl.col("measured_at") >= first, early)
         if wanting.is_empty():
             return points.clear()
-        with frames(self._db, wanting=wanting.select(_STREAM)):
+        with staged(self._db, wanting=wanting.select(_STREAM)):
             query = (
                 f"SELECT {', '.join(METRIC_POINTS)} FROM metric_points WHERE measured_at < ? AND "
                 "(stream_hi, stream_lo) IN (SELECT (stream_hi, stream_lo) FROM wanting) QUALIFY "
@@ -326,7 +326,7 @@ class MetricBook:
         first, last = touched["hour"].min(), touched["hour"].max()
         assert isinstance(first, datetime)
         assert isinstance(last, datetime)
-        with frames(self._db, touched=touched.select("service").unique()):
+        with staged(self._db, touched=touched.select("service").unique()):
             query = (
                 "SELECT DISTINCT service, instance, emitter, request_model, response_model, "
                 "date_trunc('hour', started_at) AS hour FROM observations o WHERE started_at BETWEEN ? AND ? "
@@ -341,7 +341,7 @@ class MetricBook:
         hours = told.group_by(*SOURCE, "hour", "covered").agg(pl.col(totals).sum()).select(*HOURS)
         same = "m.service IS NOT DISTINCT FROM t.service AND m.hour = t.hour"
         ids = rows.select("call_id", "service", pl.col("started_at").alias("hour"))
-        with frames(self._db, touched=touched):
+        with staged(self._db, touched=touched):
             before = read(self._db, f"SELECT call_id, m.hour FROM metric_calls m JOIN touched t ON {same}")
             for table in ("metric_calls", "metric_hours"):
                 self._db.execute(f"DELETE FROM {table} m WHERE EXISTS (SELECT 1 FROM touched t WHERE {same})")

@@ -14,10 +14,10 @@ import polars as pl
 
 from billing.ancestry import TRACE
 from billing.charges import COUNTED, call_id
-from billing.fingerprint import KEY_SQL, clustered, reach, told
+from billing.fingerprint import INSTANT_SLACK, KEY_SQL, clustered, reach, told
 from billing.fusion import HORIZON, MAX_SHARED, SLACK, traces_to_walk
 from billing.standing import REACH
-from billing.store import frames, read
+from billing.store import frames, read, staged
 from ingest.observation import LINKS, OBSERVATIONS
 
 IDENTITY = ["id_hi", "id_lo"]
@@ -36,11 +36,12 @@ WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call'
     OR o.request_key IN (SELECT md5_number_lower(request_id) FROM requests)
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
 """
-_ALIKE = """
+_ALIKE = f"""
+WITH prints AS MATERIALIZED (SELECT {KEY_SQL} AS key, * FROM asked)
 SELECT o.rowid AS row FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND EXISTS (
   SELECT 1 FROM prints p WHERE p.key = o.fingerprint_key
-    AND o.started_at <= p.until AND o.ended_at >= p.since
+    AND o.started_at <= p.until + ? AND o.ended_at >= p.since - ?
     AND NOT (p.all_response AND o.response_key IS NOT NULL)
     AND NOT (p.all_request AND o.request_key IS NOT NULL)
     AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event)))
@@ -198,13 +199,10 @@ def _alike(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> pl.
     prints = _prints(frontier)
     found = []
     for part, (low, _) in by_day(prints, column="since"):
-        with frames(connection, asked=part):
-            connection.execute(
-                "CREATE OR REPLACE TEMP TABLE prints AS SELECT "
-                f"{KEY_SQL} AS key, * EXCLUDE (service, input_tokens, output_tokens, status) FROM asked"
-            )
         last = window_of(part, column="until")[1]
-        found.append(read(connection, _ALIKE, [low - HORIZON, last, low]))
+        with staged(connection, asked=part):
+            reaching = [low - HORIZON, last + INSTANT_SLACK, low - INSTANT_SLACK]
+            found.append(read(connection, _ALIKE, [*reaching, INSTANT_SLACK, INSTANT_SLACK]))
     rows = pl.concat(found).unique() if found else pl.DataFrame()
     stored = observations(connection, rows)
     return stored if len(stored) <= _FLOOD else _single(connection, stored)
@@ -258,7 +256,7 @@ def _alone(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame, keys: 
         return pl.DataFrame(schema=OBSERVATIONS)
     (first, _), (_, last) = window_of(window, column="started_at"), window_of(window, column="ended_at")
     sources = frontier.select("service", "session_id").unique()
-    with frames(connection, traces=keys.traces, sources=sources):
+    with staged(connection, traces=keys.traces, sources=sources):
         return observations(connection, read(connection, _ALONE, [last + HORIZON, first - HORIZON]))
 
 
@@ -272,7 +270,7 @@ def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> 
     if sums.is_empty():
         return pl.DataFrame(schema=OBSERVATIONS)
     (first, _), (_, last) = window_of(sums, column="since"), window_of(sums, column="until")
-    with frames(connection, alone=sums):
+    with staged(connection, alone=sums):
         return observations(connection, read(connection, _REPEATED, [first, last]))
 
 

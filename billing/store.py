@@ -163,6 +163,17 @@ def frames(connection: duckdb.DuckDBPyConnection, **named: pl.DataFrame) -> Iter
             connection.unregister(name)
 
 
+@contextmanager
+def staged(connection: duckdb.DuckDBPyConnection, **named: pl.DataFrame) -> Iterator[None]:
+    """The same as temporary tables: for queries that would push conditions into a frame's strings."""
+    for name, frame in named.items():
+        with frames(connection, arriving=frame):
+            connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM arriving")
+    yield
+    for name in named:
+        connection.execute(f"DROP TABLE temp.{name}")
+
+
 def read(
     connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()
 ) -> pl.DataFrame:
