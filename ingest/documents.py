@@ -14,6 +14,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from struct import pack
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +24,6 @@ import orjson
 from .anyvalue import TEXT, read_values
 from .decode import Decoded
 from .dialect import Document
-from .kept import key_value
 from .otlp_columns import Attributes, pairs_of
 from .scan import Buffer, Ints
 from .told import MAX_TEXT_BYTES
@@ -31,6 +32,9 @@ MAX_JSON_BYTES: Final = 1 << 18
 MAX_REPR_BYTES: Final = 1 << 13
 BEFORE: Final = ("before", "")  # the path 'before/': the text before the first slash
 
+_WORDS: Final = ((b"'", b'"'), (b": None", b": null"), (b": True", b": true"), (b": False", b": false"))
+_WORD: Final = (1 << 64) - 1
+_Value = str | bool | int | float
 _OPENINGS: Final = (b"{", b"[", b'"')  # other texts were never meant to be documents
 
 
@@ -89,8 +93,40 @@ def _values(text: bytes, document: Document) -> list[bytes] | None:
                     return None if text[:1] in _OPENINGS else []
             value = _at(tree, path)
         if _may_be_told(value):
-            messages.append(key_value(key, value))
+            messages.append(_key_value(key, value))
     return messages
+
+
+def _key_value(key: str, value: _Value) -> bytes:
+    """A KeyValue message, written by hand: protobuf's objects cost ten times as much."""
+    told = _any_value(value)
+    return _head(key) + _varint(len(told)) + told
+
+
+@lru_cache(maxsize=1024)
+def _head(key: str) -> bytes:
+    text = key.encode()
+    return b"\x0a" + _varint(len(text)) + text + b"\x12"
+
+
+def _any_value(value: _Value) -> bytes:
+    if isinstance(value, str):
+        text = value.encode("utf-8", "replace")
+        return b"\x0a" + _varint(len(text)) + text
+    if isinstance(value, float):
+        return b"\x21" + pack("<d", value)
+    return (b"\x10" if isinstance(value, bool) else b"\x18") + _varint(value & _WORD)
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    listed = bytearray()
+    while number >= 0x80:
+        listed.append(number & 0x7F | 0x80)
+        number >>= 7
+    listed.append(number)
+    return bytes(listed)
 
 
 def _parsed(text: bytes) -> Any:
@@ -102,7 +138,22 @@ def _parsed(text: bytes) -> Any:
     except orjson.JSONDecodeError:
         if not text.startswith((b"{'", b"{}")) or len(text) > MAX_REPR_BYTES:
             raise
-        return ast.literal_eval(text.decode())
+    return _python(text)
+
+
+def _python(text: bytes) -> Any:
+    """The text of a Python dictionary: as JSON where it holds plain words and numbers (a tenth of the
+    time).
+    """
+    if b'"' not in text and b"\\" not in text:
+        plain = text
+        for python, json in _WORDS:
+            plain = plain.replace(python, json)
+        try:
+            return orjson.loads(plain)
+        except orjson.JSONDecodeError:
+            pass
+    return ast.literal_eval(text.decode())
 
 
 def _at(tree: Any, path: Iterable[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -229,3 +230,87 @@ def test_unknown_emitters_of_known_conventions_need_no_table() -> None:
         assert (row["role"], row["input_tokens"], row["response_model"]) == (role, 5, "m")
     old = {"llm.request.type": "chat", "gen_ai.usage.prompt_tokens": 6, "gen_ai.usage.completion_tokens": 1}
     assert one(span_frame(old, scope="somebody.elses"))["input_tokens"] == 6
+
+
+# --- emitters without a capture here: what the survey says of them ---------------------------------------
+
+
+def test_langsmith_leaves_a_total_at_nothing_beside_its_parts() -> None:
+    usage: dict[str, Any] = {"input_tokens": 7713, "output_tokens": 301, "total_tokens": 8014}
+    details: dict[str, Any] = {"cache_read": 4010, "cache_creation": 0}
+    details |= {"ephemeral_5m_input_tokens": 2001, "ephemeral_1h_input_tokens": 701}
+    told = {"langsmith.span.kind": "llm", "gen_ai.system": "anthropic"}
+    told["langsmith.metadata.usage_metadata"] = json.dumps(usage | {"input_token_details": details})
+    row = one(span_frame(told, told | {"langsmith.span.kind": "chain"}, scope="langsmith"))
+    assert (row["input_tokens"], row["cache_read_tokens"], row["output_tokens"]) == (7713, 4010, 301)
+    assert (row["cache_write_tokens"], row["cache_write_1h_tokens"]) == (2702, 701)
+
+
+def test_mlflow_writes_every_attribute_as_json() -> None:
+    told = {"mlflow.spanType": '"CHAT_MODEL"', "mlflow.llm.model": '"gpt-4o-mini"'}
+    told["mlflow.chat.tokenUsage"] = (
+        '{"input_tokens": 5011, "output_tokens": 301, "cache_read_input_tokens": 4010}'
+    )
+    told["mlflow.spanInputs"] = '{"model": "gpt-4o-mini", "stream": true, "messages": ["the prompt"]}'
+    told["mlflow.spanOutputs"] = '{"id": "chatcmpl-1", "model": "gpt-4o-mini-2024-07-18", "choices": []}'
+    row = one(span_frame(told, told | {"mlflow.spanType": '"TOOL"'}, scope="mlflow.tracing.provider"))
+    assert (row["input_tokens"], row["cache_read_tokens"], row["output_tokens"]) == (5011, 4010, 301)
+    assert (row["request_model"], row["response_model"]) == ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")
+    assert (row["response_id"], row["streaming"]) == ("chatcmpl-1", True)
+    assert b"the prompt" not in row["attributes"]
+
+
+def test_a_crew_tells_what_it_used_in_its_result() -> None:
+    usage = {"prompt_tokens": 5011, "completion_tokens": 301, "cached_prompt_tokens": 4010}
+    told = {
+        "openinference.span.kind": "CHAIN",
+        "output.value": json.dumps({"raw": "text", "token_usage": usage}),
+    }
+    row = one(span_frame(told, scope="openinference.instrumentation.crewai"))
+    assert (row["role"], row["input_tokens"], row["output_tokens"]) == ("aggregate", 5011, 301)
+
+
+@pytest.mark.parametrize(("provider", "whole"), [("Anthropic", 7713), ("OpenAI", 7713)])
+def test_agno_counts_anthropics_cached_tokens_apart(provider: str, whole: int) -> None:
+    prompt = 1001 if provider == "Anthropic" else 7713
+    told: dict[str, Any] = {
+        "openinference.span.kind": "LLM",
+        "llm.provider": provider,
+        "llm.token_count.prompt": prompt,
+    }
+    told |= {"llm.token_count.prompt_details.cache_read": 4010, "llm.token_count.completion": 301}
+    told |= {"llm.token_count.prompt_details.cache_write": 2702}
+    row = one(span_frame(told, scope="openinference.instrumentation.agno"))
+    assert (row["input_tokens"], row["anomalies"]) == (whole, [])
+
+
+def test_strands_tells_milliseconds_and_no_provider() -> None:
+    told: dict[str, Any] = {"gen_ai.operation.name": "chat", "gen_ai.system": "strands-agents"}
+    told |= {
+        "gen_ai.server.time_to_first_token": 4281,
+        "gen_ai.usage.prompt_tokens": 7,
+        "gen_ai.usage.input_tokens": 7,
+    }
+    row = one(span_frame(told, scope="strands.telemetry.tracer"))
+    assert (row["provider_name"], row["ttft_ms"], row["input_tokens"]) == (None, 4281.0, 7)
+
+
+def test_laminar_needs_no_operation() -> None:
+    told: dict[str, Any] = {
+        "lmnr.span.type": "LLM",
+        "gen_ai.request.model": "gpt-4o",
+        "gen_ai.usage.cache_read_input_tokens": 3,
+    }
+    told |= {"gen_ai.usage.input_tokens": 7, "gen_ai.usage.output_tokens": 1}
+    row = one(span_frame(told, {"lmnr.span.type": "DEFAULT"}, scope="lmnr.tracer"))
+    assert (row["emitter"], row["input_tokens"], row["cache_read_tokens"]) == ("laminar", 7, 3)
+
+
+def test_the_claude_agent_sdks_completion_count_is_a_placeholder() -> None:
+    told = {
+        "openinference.span.kind": "AGENT",
+        "llm.token_count.prompt": 7713,
+        "llm.token_count.completion": 1,
+    }
+    row = one(span_frame(told, scope="openinference.instrumentation.claude_agent_sdk"))
+    assert (row["role"], row["input_tokens"], row["output_tokens"]) == ("aggregate", 7713, None)
