@@ -128,16 +128,23 @@ def _times(first: Words, late: Words, status: Ints) -> tuple[Words, Words]:
 
 
 def _headers(own: Mask, size: Ints) -> Words:
-    """Tag and length of fields 1 and 2, as views of 2 to 4 bytes."""
-    tag = np.where(own, RECORD << 3 | LENGTH, RESOURCE << 3 | LENGTH)
-    more, most = size >= 1 << 7, size >= 1 << 14
-    word = tag | (size & 0x7F | more * 0x80) << 8 | (size >> 7 & 0x7F | most * 0x80) << 16
-    word |= (size >> 14) << 24
-    length = 2 + more.astype(np.int64) + most
-    word &= (1 << 8 * length) - 1
+    """Tag and length of fields 1 and 2, as views."""
     views = np.zeros((len(size), 2), dtype=np.uint64)
-    views[:, 0] = length.astype(np.uint64) | word.astype(np.uint64) << _U(32)
+    views[:, 0] = _HEADERS[np.where(own, 0, _SIZES) + size]
     return views
+
+
+def _header(field: int, size: int) -> int:
+    """Tag and length of a field, as the first word of a view of 2 or 3 bytes."""
+    length = bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
+    head = bytes((field << 3 | LENGTH,)) + length
+    return len(head) | int.from_bytes(head, "little") << 32
+
+
+_SIZES: Final = 4096  # no attribute that is kept has more bytes: its key and its text have limits
+_HEADERS: Final = np.array(
+    [_header(f, n) for f in (RECORD, RESOURCE) for n in range(_SIZES)], dtype=np.uint64
+)
 
 
 def _joined(buffer: Buffer, views: Words, bounds: Ints) -> pl.Series:

@@ -140,6 +140,7 @@ def cleaned(
     buffer, values = decoded.columns.buffer, told.values
     text = values.kind == TEXT
     long = text & (values.end - values.start > MAX_TEXT_BYTES)
+    long |= (told.key == LABEL) & (told.key_end - told.key_start > MAX_LABEL_BYTES + len(LABEL_PREFIX))
     garbled = _garbled(buffer, told, text & ~long)
     secret = text & ~long & ~garbled & _begins(buffer, values.start, values.end, CREDENTIALS)
     drops = {"too_long": long, "not_utf8": garbled, "credential": secret}

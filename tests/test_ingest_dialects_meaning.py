@@ -358,6 +358,12 @@ def test_a_megabyte_in_an_attribute_is_dropped_and_noted() -> None:
     assert len(str(row)) < 10_000
 
 
+def test_a_label_with_an_endless_name_is_dropped_and_noted() -> None:
+    row = one(chat(**{"tollbook.label." + "n" * 100_000: "v", "tollbook.label.fine": "v"}))
+    assert row["labels"] == [{"key": "fine", "value": "v"}]
+    assert (row["anomalies"], len(row["attributes"]) < 2000) == (["too_long:label"], True)
+
+
 def test_a_hundred_thousand_spans_and_attributes_take_bounded_time() -> None:
     crowd = span_frame(*({"http.method": "GET"} for _ in range(20_000)))
     wide = span_frame(
