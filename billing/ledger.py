@@ -17,10 +17,10 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from billing import spend, tables
+from billing import emitters, spend, tables
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.fusion import HORIZON, fuse
-from billing.metrics import MetricBook
+from billing.metrics import MetricBook, unseen_points
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.rollup import SLOT
 from billing.standing import telling
@@ -197,13 +197,15 @@ class Ledger:
         fresh = unseen(self._db, batch.observations)
         removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
         append(self._db, "observations", fresh, commit_no=commit_no)
-        removed, written = self._book_metrics(batch.metric_points, fresh, removed, written, commit_no)
+        points = unseen_points(self._db, batch.metric_points)
+        removed, written = self._book_metrics(points, fresh, removed, written, commit_no)
         self._append_links(batch.links, commit_no)
         self._count_unrecognised(batch.unrecognised)
         append(self._db, "rejects", batch.rejects)
         self._feed.apply_controls(batch.controls)
         removed, written = self._settle(removed, written, commit_no)
         self._mark_dirty(removed, written, commit_no)
+        emitters.count(self._db, fresh, points, removed=removed, written=written)
         self._db.execute(
             "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
         )

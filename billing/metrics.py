@@ -242,12 +242,11 @@ class MetricBook:
     def take(
         self, points: pl.DataFrame, calls: pl.DataFrame, *, now: datetime, commit_no: int
     ) -> tuple[pl.DataFrame, pl.DataFrame] | None:
-        """Store fresh points; the rows of `calls` that stand for what is touched by them and by fresh records
-        of calls, and the ids of the rows that stood for it. None if nothing is touched.
+        """Store fresh points (`unseen_points`); the rows of `calls` that stand for what they, or records
+        of calls just come, touch, and the ids of the rows that stood for it; None if that is nothing.
         """
-        fresh = unseen_points(self._db, points) if len(points) else points
-        append(self._db, "metric_points", fresh, commit_no=commit_no)
-        touched = self._touched(fresh, calls)
+        append(self._db, "metric_points", points, commit_no=commit_no)
+        touched = self._touched(points, calls)
         if touched.is_empty():
             return None
         told = covered(self._sums(touched), self._tellers(touched))

@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from billing import rollup, spend, tables
+from billing import emitters, rollup, spend, tables
 from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
 from billing.slots import Slots
 from billing.store import append, attach, frames, read
@@ -119,6 +119,7 @@ class Publisher:
             self._seals.follow(since)
             self._append_revisions(since)
             self._apply_rollups(since)
+            emitters.publish(self._db, STAGING)
         spend.publish(self._db, STAGING)
         self._write_meta(commit_no, position)
         self.commit_no = commit_no

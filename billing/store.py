@@ -134,6 +134,14 @@ def _ddl() -> Iterator[str]:
     yield tables.create_table("calls", (*tables.CALLS, *commit))
     yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, *commit))
     yield from spend.DDL
+    yield (
+        "CREATE TABLE IF NOT EXISTS emitter_records "
+        "(emitter VARCHAR, signal VARCHAR, version VARCHAR, records BIGINT, last_seen TIMESTAMPTZ)"
+    )
+    yield (
+        "CREATE TABLE IF NOT EXISTS emitter_calls (emitter VARCHAR, calls BIGINT, errors BIGINT, "
+        "duplicates_merged BIGINT, usage_unknown_calls BIGINT, aggregates BIGINT, from_metrics BIGINT)"
+    )
 
 
 def _of(schema: Any) -> str:

@@ -144,6 +144,26 @@ _KEY_COLUMNS = tuple(Column(key, "VARCHAR", "as in calls") for key in ROLLUP_KEY
 USAGE_HOURLY = (Column("hour", "TIMESTAMPTZ", "start of the hour, UTC"), *_KEY_COLUMNS, *ROLLUP_SUMS)
 USAGE_DAILY = (Column("day", "DATE", "the day, UTC"), *_KEY_COLUMNS, *ROLLUP_SUMS)
 
+EMITTERS = _columns(
+    ("emitter", "VARCHAR", "who tells of calls: a coding agent, an SDK or an instrumentation"),
+    ("last_seen", "TIMESTAMPTZ", "time of its newest record"),
+    ("versions", "VARCHAR", "versions of its scopes that were seen"),
+    ("signals", "VARCHAR", "'log', 'metric' and 'span': what it sends"),
+    ("records", "BIGINT", "records that tell of calls, each once"),
+    ("calls", "BIGINT", "calls that are known by it"),
+    ("errors", "BIGINT", "calls that failed"),
+    ("duplicates_merged", "BIGINT", "records of a call beyond its first, which were not counted again"),
+    ("usage_unknown_calls", "BIGINT", "calls that did not fail and whose tokens are unknown"),
+    ("aggregates", "BIGINT", "rows of calls where a sum stands for calls that are not known"),
+    ("from_metrics", "BIGINT", "rows of calls that are sums of metrics"),
+    (
+        "capture_gap_tokens",
+        "BIGINT",
+        "tokens that its metrics of the last 24 hours tell beyond its calls; NULL without both",
+    ),
+    ("advice", "VARCHAR", "what to change so that it tells all; NULL where nothing lacks"),
+)
+
 META = _columns(
     ("key", "VARCHAR", "what"),
     ("value", "VARCHAR", "its value"),
@@ -154,6 +174,7 @@ PUBLISHED: dict[str, tuple[Column, ...]] = {
     "call_revisions": CALL_REVISIONS,
     "usage_hourly": USAGE_HOURLY,
     "usage_daily": USAGE_DAILY,
+    "emitters": EMITTERS,
     "meta": META,
 }
 

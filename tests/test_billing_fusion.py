@@ -19,7 +19,7 @@ LOG = {"layer": "log:agent", "signal": "log"}
 UNTOLD = {"input_tokens": None, "output_tokens": None}
 
 
-def groups(*rows: dict[str, object], joined: pl.DataFrame | None = None) -> list[int]:
+def groups(*rows: dict[str, Any], joined: pl.DataFrame | None = None) -> list[int]:
     """The group of each row, in the rows' own order, numbered from 0 by first appearance."""
     frame = observations(*[{**row, "id_hi": n, "id_lo": n} for n, row in enumerate(rows)])
     fused = fuse(frame, joined if joined is not None else links()).sort("id_hi")
@@ -247,7 +247,7 @@ SUM = {"role": "aggregate", "layer": "span:agent", "rank": 200}
 IN_TRACE = {"trace_hi": 1, "trace_lo": 1}
 
 
-def standing(*rows: dict[str, object], joined: pl.DataFrame | None = None) -> list[bool]:
+def standing(*rows: dict[str, Any], joined: pl.DataFrame | None = None) -> list[bool]:
     frame = observations(*[{**row, "id_hi": n, "id_lo": n} for n, row in enumerate(rows)])
     return fuse(frame, joined if joined is not None else links()).sort("id_hi")["stands"].to_list()
 

@@ -36,6 +36,7 @@ from tollbook.api_budgets import (
 )
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
 from tollbook.api_catalog import add_catalog_routes
+from tollbook.api_emitters import EmittersReply, answer_emitters
 from tollbook.api_reservations import REQUESTS, add_reservation_routes
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
 from tollbook.house import House
@@ -142,6 +143,13 @@ def _add_figures(app: FastAPI, house: House) -> None:
     async def call(call_id: str) -> Response:
         """One call: its records, the evidence, the price rows and the arithmetic."""
         return _table(await answer_call(house, call_id))
+
+    @app.get(
+        "/api/v1/emitters", responses=_json(EmittersReply), response_class=Response, tags=["figures"]
+    )
+    async def emitters() -> Response:
+        """Who tells of calls, how completely, and what to change."""
+        return _table(await answer_emitters(house.readers))
 
     @app.post("/api/v1/sql", responses=_tables(SqlReply), response_class=Response, tags=["figures"])
     async def sql(request: Request, asked: SqlRequest) -> Response:

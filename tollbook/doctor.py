@@ -24,9 +24,12 @@ MUCH_LAG_BYTES = 64 << 20
 SHOWN_MODELS = 10
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 UNPRICED = "SELECT served_model, calls FROM unpriced_models ORDER BY calls DESC"
-NO_USAGE = (
-    "SELECT emitter, count(*) AS calls FROM calls"
-    " WHERE NOT usage_known AND status = 'ok' GROUP BY ALL ORDER BY calls DESC"
+EMITTER_FACTS = (
+    ("duplicates_merged", "duplicates merged"),
+    ("usage_unknown_calls", "without tokens"),
+    ("aggregates", "sums that stand for calls"),
+    ("from_metrics", "sums of metrics"),
+    ("capture_gap_tokens", "tokens in its metrics that no call accounts for"),
 )
 ASSUMED = (
     "SELECT agent, count(*) AS calls FROM calls WHERE cost_status = 'assumed' GROUP BY ALL ORDER BY 2 DESC"
@@ -111,16 +114,19 @@ def _figures(client: Client) -> Iterator[Finding]:
         "calls of {} have no price",
         "their cost is in no amount; a newer tollbook may know the model, or its name is misspelt",
     )
-    yield from _told(
-        _rows(client, NO_USAGE),
-        "calls told by {} came without tokens",
-        "turn on usage in the agent or SDK (for OpenAI streams: stream_options.include_usage)",
-    )
+    yield from map(_emitter, client.get("/api/v1/emitters")["emitters"])
     yield from _told(
         _rows(client, ASSUMED),
         "calls of {} are of unknown access and assumed to be paid per use",
         "let the agent say so: resource attribute tollbook.access=payg or tollbook.access=subscription",
     )
+
+
+def _emitter(told: dict[str, Any]) -> Finding:
+    name = told["emitter"] or "an unnamed source"
+    facts = [f"{told['calls']:,} calls by {name} ({told['signals']}; last seen {told['last_seen']})"]
+    facts += [f"{told[column]:,} {text}" for column, text in EMITTER_FACTS if told[column]]
+    return Finding("warning" if told["advice"] else "ok", ", ".join(facts), told["advice"] or "")
 
 
 def _told(rows: list[list[Any]], text: str, advice: str) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ MEANINGS = {
     "unpriced_models": "View: models without a known price, most called first.",
     "budgets": "Budgets and where they stood when the file was published.",
     "budget_events": "Checks that were denied or warned, and thresholds that recorded spend has passed.",
+    "emitters": "Who tells of calls, how completely, and what to change where something lacks.",
     "meta": "Facts about this file: which journal position and which ledger it shows.",
 }
 UNPRICED_MODELS = (

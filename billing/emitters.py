@@ -1,0 +1,177 @@
+"""Who tells of calls, how well, and what to change so that it tells all: the table `emitters`.
+
+Counts follow every commit in its transaction, so the table costs what changed and not what is stored. Advice
+is data: one line per emitter and lack. It refuses to call anything a gap that a late record could explain:
+metrics are compared with the calls of their hours and of one hour on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from billing.store import append, frames, read
+
+LOOK_BACK = timedelta(hours=24)
+"""How far back metrics are compared with calls."""
+
+_COUNTS = ("calls", "errors", "duplicates_merged", "usage_unknown_calls", "aggregates", "from_metrics")
+
+INCLUDE_USAGE = "ask for usage in streams: stream_options={'include_usage': true}"
+ADVICE: tuple[tuple[str, str, str], ...] = (
+    # emitter (or the beginning of its name), what is lacking, what to change
+    ("claude-code", "metrics_only", "send its events too: OTEL_LOGS_EXPORTER=otlp"),
+    ("claude-code", "gap", "send its events too: OTEL_LOGS_EXPORTER=otlp; and look for a sampling processor"),
+    (
+        "codex",
+        "metrics_only",
+        "set [otel] exporter in ~/.codex/config.toml; metrics_exporter alone is not enough",
+    ),
+    ("codex", "aggregates", "set [otel] exporter (log events) in ~/.codex/config.toml: turns are only sums"),
+    (
+        "gemini-cli",
+        "metrics_only",
+        "turn logs on: telemetry.enabled with telemetry.target=local and an OTLP endpoint",
+    ),
+    ("qwen-code", "metrics_only", "turn logs on: telemetry.enabled with an OTLP endpoint"),
+    ("copilot", "metrics_only", "send traces too: OTEL_TRACES_EXPORTER=otlp"),
+    ("opencode", "usage", "title calls tell no tokens; nothing can be set for them"),
+    ("otel-openai-v2", "usage", f"{INCLUDE_USAGE}; its Responses API is invisible: use otel-genai-openai"),
+    ("otel-genai-openai", "usage", INCLUDE_USAGE),
+    ("otel-genai-langchain", "usage", "ChatOpenAI(stream_usage=True)"),
+    ("openinference-langchain", "usage", "ChatOpenAI(stream_usage=True)"),
+    ("langsmith", "usage", "ChatOpenAI(stream_usage=True)"),
+    ("openinference-openai", "usage", INCLUDE_USAGE),
+    ("openinference-litellm", "usage", INCLUDE_USAGE),
+    (
+        "litellm",
+        "usage",
+        "general_settings.always_include_stream_usage: true on the proxy, else " + INCLUDE_USAGE,
+    ),
+    ("traceloop", "usage", INCLUDE_USAGE),
+    ("openlit", "usage", INCLUDE_USAGE),
+    ("dspy", "usage", "DSPy's spans tell no tokens: instrument the client below it (LiteLLM)"),
+    ("crewai", "aggregates", "CrewAI tells sums only: instrument the client below it (LiteLLM or the SDK)"),
+    ("autogen", "usage", "AutoGen's spans tell no tokens: instrument the client below it"),
+    ("claude-agent-sdk", "aggregates", "turn on Claude Code's own telemetry: CLAUDE_CODE_ENABLE_TELEMETRY=1"),
+    ("", "usage", f"turn on usage in the agent or SDK ({INCLUDE_USAGE} for OpenAI streams)"),
+    ("", "aggregates", "only sums of agent runs arrive: instrument the client that makes the calls"),
+    ("", "metrics_only", "only metrics arrive: send traces or logs, so that calls are known one by one"),
+    ("", "gap", "some calls do not arrive: set sampling to 1.0 and look for full export queues"),
+)
+_LACKS = (("usage_unknown_calls", "usage"), ("aggregates", "aggregates"), ("from_metrics", "metrics_only"))
+
+
+def advice(told: Mapping[str, Any], emitter: str) -> str | None:
+    """What to change for an emitter that lacks something, in one line; None where nothing is lacking."""
+    lacks = [lack for column, lack in _LACKS if (told[column] or 0) > 0]
+    if (told["capture_gap_tokens"] or 0) > 0:
+        lacks.append("gap")
+    return "; ".join(_line(emitter, lack) for lack in lacks) or None
+
+
+def _line(emitter: str, lack: str) -> str:
+    return next(text for name, what, text in ADVICE if what == lack and emitter.startswith(name))
+
+
+def count(
+    connection: duckdb.DuckDBPyConnection,
+    observed: pl.DataFrame,
+    points: pl.DataFrame,
+    *,
+    removed: pl.DataFrame,
+    written: pl.DataFrame,
+) -> None:
+    """Follow one commit: its fresh records and points, and the calls it removed and wrote."""
+    _count_records(connection, observed, points)
+    told = pl.concat([_measured(written, 1), _measured(removed, -1)]).group_by("emitter")
+    totals = told.agg(pl.col(_COUNTS).sum()).filter(pl.any_horizontal(pl.col(_COUNTS) != 0))
+    if totals.is_empty():
+        return
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _COUNTS)
+    _fold(connection, "emitter_calls", totals, f"SELECT emitter, {sums} FROM together GROUP BY emitter")
+
+
+def _count_records(
+    connection: duckdb.DuckDBPyConnection, observed: pl.DataFrame, points: pl.DataFrame
+) -> None:
+    version = pl.col("scope_version").alias("version")
+    records = observed.select("emitter", "signal", version, pl.col("effective_at").alias("last_seen"))
+    metrics = points.select(
+        "emitter", pl.lit("metric").alias("signal"), version, pl.col("measured_at").alias("last_seen")
+    )
+    fresh = pl.concat([records, metrics]).group_by("emitter", "signal", "version")
+    rows = fresh.agg(pl.len().cast(pl.Int64).alias("records"), pl.col("last_seen").max())
+    if len(rows):
+        columns = ("emitter", "signal", "version", "records", "last_seen")
+        merged = "emitter, signal, version, sum(records)::BIGINT AS records, max(last_seen) AS last_seen"
+        query = f"SELECT {merged} FROM together GROUP BY ALL"
+        _fold(connection, "emitter_records", rows.select(columns), query)
+
+
+def _measured(calls: pl.DataFrame, sign: int) -> pl.DataFrame:
+    """What each call adds to its emitter's counts."""
+    flags = {
+        "errors": pl.col("status") == "error",
+        "usage_unknown_calls": ~pl.col("usage_known") & (pl.col("status") != "error"),
+        "aggregates": pl.col("basis") == "aggregate",
+        "from_metrics": pl.col("basis") == "metric",
+    }
+    return calls.select(
+        "emitter",
+        (pl.col("call_count").fill_null(0) * sign).alias("calls"),
+        ((pl.col("observation_count") - 1).cast(pl.Int64) * sign).alias("duplicates_merged"),
+        *((flag.cast(pl.Int64) * sign).alias(name) for name, flag in flags.items()),
+    ).select("emitter", *_COUNTS)
+
+
+def _fold(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame, both: str) -> None:
+    """Add rows to a small table of counts."""
+    with frames(connection, told=rows):
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE folded AS WITH together AS "
+            f"(SELECT * FROM {table} UNION ALL BY NAME SELECT * FROM told) {both}"
+        )
+    connection.execute(f"DELETE FROM {table}")
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM folded")
+
+
+_EMITTERS = """
+SELECT r.emitter, max(r.last_seen) AS last_seen,
+       string_agg(DISTINCT r.version, ', ' ORDER BY r.version) AS versions,
+       string_agg(DISTINCT r.signal, ', ' ORDER BY r.signal) AS signals,
+       sum(r.records)::BIGINT AS records,
+       {counts}, g.capture_gap_tokens
+FROM emitter_records r
+LEFT JOIN emitter_calls c ON c.emitter IS NOT DISTINCT FROM r.emitter
+LEFT JOIN gaps g ON g.emitter IS NOT DISTINCT FROM r.emitter
+GROUP BY r.emitter, g.capture_gap_tokens ORDER BY r.emitter
+"""
+_GAPS = """
+CREATE OR REPLACE TEMP TABLE gaps AS
+WITH told AS (SELECT emitter, hour, sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) AS tokens
+              FROM metric_hours WHERE covered AND hour >= ? GROUP BY ALL),
+     near AS (SELECT DISTINCT emitter, unnest([hour - INTERVAL 1 HOUR, hour, hour + INTERVAL 1 HOUR]) AS hour
+              FROM told),
+     calls AS (SELECT n.emitter,
+                      sum(coalesce(u.input_tokens, 0) + coalesce(u.output_tokens, 0)) AS tokens
+               FROM near n JOIN {staging}.usage_hourly u ON u.emitter = n.emitter AND u.hour = n.hour
+               GROUP BY n.emitter)
+SELECT t.emitter, greatest(sum(t.tokens) - any_value(c.tokens), 0)::BIGINT AS capture_gap_tokens
+FROM told t JOIN calls c ON c.emitter = t.emitter GROUP BY t.emitter
+"""
+
+
+def publish(connection: duckdb.DuckDBPyConnection, staging: str) -> None:
+    """Write the published table anew: it has one row per emitter."""
+    connection.execute(_GAPS.format(staging=staging), [datetime.now(UTC) - LOOK_BACK])
+    counts = ", ".join(f"coalesce(any_value(c.{name}), 0)::BIGINT AS {name}" for name in _COUNTS)
+    rows = read(connection, _EMITTERS.format(counts=counts))
+    lines = [advice(row, str(row["emitter"] or "")) for row in rows.iter_rows(named=True)]
+    table = rows.with_columns(pl.Series("advice", lines, dtype=pl.String))
+    connection.execute(f"DELETE FROM {staging}.emitters")
+    append(connection, f"{staging}.emitters", table)
