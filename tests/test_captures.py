@@ -27,6 +27,7 @@ from billing.store import read
 from catalog.catalog import Catalog
 from ingest.inflate import inflate
 from ingest.journal import Frame, Kind
+from tests import emitters_page
 from tests.capture_score import UNTOLD
 
 CAPTURES = Path(__file__).parent.parent / "fixtures" / "captures"
@@ -335,3 +336,26 @@ def test_a_call_can_be_explained_down_to_its_records(book: Book) -> None:
     assert {told["signal"] for told in explained["observations"]} == {"log", "span"}
     lines = explained["price"]["lines"]
     assert sum(Decimal(line["usd"]) for line in lines) == call["list_cost_usd"]
+
+
+def test_the_page_about_emitters_is_what_dialects_and_captures_say() -> None:
+    assert emitters_page.PAGE.read_text() == emitters_page.page(), "python -m tests.emitters_page"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claude-code-grpc-cumulative",
+        "claude-code-http",
+        "codex-json-tool",
+        "gemini-cli-http-tool",
+        "qwen-code-grpc",
+    ],
+)
+def test_where_only_metrics_arrive_their_sums_are_the_bill(name: str, book: Book) -> None:
+    book.take([(kind, body) for kind, body in requests(name) if kind.name.startswith("METRICS")])
+    told = book.calls()
+    assert set(told["basis"]) == {"metric"}
+    assert told["call_count"].null_count() == len(told)
+    assert told["input_tokens"].sum() == sum(map(input_of, visible(name)))
+    assert told["output_tokens"].sum() == sum(call["output"] for call in visible(name))

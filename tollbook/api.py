@@ -144,9 +144,7 @@ def _add_figures(app: FastAPI, house: House) -> None:
         """One call: its records, the evidence, the price rows and the arithmetic."""
         return _table(await answer_call(house, call_id))
 
-    @app.get(
-        "/api/v1/emitters", responses=_json(EmittersReply), response_class=Response, tags=["figures"]
-    )
+    @app.get("/api/v1/emitters", responses=_json(EmittersReply), response_class=Response, tags=["figures"])
     async def emitters() -> Response:
         """Who tells of calls, how completely, and what to change."""
         return _table(await answer_emitters(house.readers))
