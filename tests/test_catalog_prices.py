@@ -137,8 +137,6 @@ def test_unknown_bucket_is_the_askers_mistake(quotes: Quotes) -> None:
 
 
 def test_no_model_costs_more_than_the_dearest(quotes: Quotes) -> None:
-    import time  # noqa: PLC0415
-
     usage = {"input": 150_000, "output": 2_000}
     for case in CASES:
         at = datetime.fromisoformat(case["at"])
@@ -146,10 +144,6 @@ def test_no_model_costs_more_than_the_dearest(quotes: Quotes) -> None:
         own = quotes.quote(case["provider"], model=case["model"], at=at, usage=usage)
         assert dearest.list_cost_usd is not None and dearest.estimated
         assert own.list_cost_usd is None or own.list_cost_usd <= dearest.list_cost_usd, dearest.reason
-    start = time.perf_counter()
-    for _ in range(20):
-        quotes.dearest(usage=usage, at=at)
-    assert (time.perf_counter() - start) / 20 < 0.02
 
 
 def test_the_dearest_counts_every_kind_of_token(quotes: Quotes) -> None:

@@ -440,16 +440,17 @@ LARGE_BODIES = [
 @pytest.mark.parametrize(("encoding", "body"), LARGE_BODIES)
 def test_no_step_of_checking_a_large_body_is_long(encoding: Encoding, body: bytes) -> None:
     steps = check_in_steps(Signal.TRACES, encoding, body)
-    worst_s, content = 0.0, None
+    worst_s, total_s, content = 0.0, 0.0, None
     while content is None:
         began_s = time.thread_time()
         try:
             next(steps)
         except StopIteration as end:
             content = end.value
-        worst_s = max(worst_s, time.thread_time() - began_s)
+        took_s = time.thread_time() - began_s
+        worst_s, total_s = max(worst_s, took_s), total_s + took_s
     assert content is Content.RECORDS
-    assert worst_s < 0.03  # at once it would be 40 to 150 ms; usual steps are below 1 ms
+    assert worst_s < 0.8 * total_s, "no step may be nearly the whole of the work"
 
 
 async def test_the_loop_goes_round_while_a_large_body_is_checked(server: Receivers) -> None:
