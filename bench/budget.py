@@ -1,4 +1,4 @@
-"""The budget check: how long a reply takes, idle and while telemetry comes in.
+"""The budget check: how long a reply takes, idle and while telemetry comes in, and what a promise costs.
 
 At full speed every connection asks again as soon as it is answered, so the time is mostly the queue of the
 others; at a fixed rate it is what an agent waits before a call. The client is measured too, against a server
@@ -38,18 +38,35 @@ SPANS: Final = 100
 EXTRA_INGEST_S: Final = 3
 
 
-def checks() -> tuple[bytes, ...]:
+RESERVED: Final = "check and reserve, fsynced"
+BATCH: Final = 50
+
+
+def _asked(**more: Any) -> list[dict[str, Any]]:
     """Checks as agents ask them: who, which model, how much it may need; each matches a budget or two."""
-    return tuple(
-        json.dumps(
-            {
-                "scope": {"team": f"team-{team}", "agent": "planner", "session_id": f"session-{team}"},
-                "model": "gpt-4o",
-                "estimate": {"input_tokens": 12_000, "output_tokens": 2_000},
-            }
-        ).encode()
-        for team in range(50)
-    )
+    return [
+        {
+            "scope": {"team": f"team-{team}", "agent": "planner", "session_id": f"session-{team}"},
+            "model": "gpt-4o",
+            "estimate": {"input_tokens": 12_000, "output_tokens": 2_000},
+            **more,
+        }
+        for team in range(BATCH)
+    ]
+
+
+def checks() -> tuple[bytes, ...]:
+    """One check in each body."""
+    return tuple(json.dumps(each).encode() for each in _asked())
+
+
+def _reserving() -> tuple[bytes, ...]:
+    return tuple(json.dumps(each).encode() for each in _asked(reserve=True, ttl_s=60))
+
+
+def _reserving_together() -> tuple[bytes, ...]:
+    """A batch in each body, as an orchestrator that fans out asks."""
+    return (json.dumps({"items": _asked(reserve=True, ttl_s=60)}).encode(),)
 
 
 def measure(plan: Run) -> None:
@@ -62,6 +79,7 @@ def measure(plan: Run) -> None:
             _cell(plan, house, f"{FEW} budgets", _load(plan, house, connections))
         paced = replace(_load(plan, house, CONNECTIONS[-1]), rate=PACED_PER_S)
         _cell(plan, house, f"{FEW} budgets", paced)
+    _reservations(plan)
     _while_receiving(plan)
     with Tollbook(plan.folder) as house:
         plan.say(f"defining {MANY} budgets")
@@ -69,6 +87,17 @@ def measure(plan: Run) -> None:
         _confirm(house)
         _cell(plan, house, f"{MANY} budgets", _load(plan, house, CONNECTIONS[-1]))
         _cell(plan, house, f"{MANY} budgets", replace(paced, http=house.http))
+
+
+def _reservations(plan: Run) -> None:
+    """Every reply is sent after the reservation is on disk; none is settled: they pile up and expire."""
+    with Tollbook(plan.folder) as house:
+        define(house, FEW)
+        for connections in CONNECTIONS:
+            load = replace(_load(plan, house, connections), checks=_reserving())
+            _cell(plan, house, RESERVED, load)
+        load = replace(_load(plan, house, CONNECTIONS[0]), checks=_reserving_together())
+        _cell(plan, house, f"{RESERVED}, {BATCH} in a request", load, each=BATCH)
 
 
 def define(house: Tollbook, number: int) -> None:
@@ -130,11 +159,13 @@ def _echo(size: int) -> Iterator[str]:
         end(process)
 
 
-def _cell(plan: Run, house: Tollbook, name: str, load: Load) -> None:
+def _cell(plan: Run, house: Tollbook, name: str, load: Load, *, each: int = 1) -> None:
+    """`each`: so many checks are in one request."""
     cpu = process_tree.cpu_s(house.pid)
     result = run(load)
     used = process_tree.cpu_between(cpu, process_tree.cpu_s(house.pid))
-    _keep(plan, name, result, load, cpu_us=1e6 * used["front"] / max(1, result.tally.acknowledged))
+    cpu_us = 1e6 * used["front"] / max(1, each * result.tally.acknowledged)
+    _keep(plan, name, replace(result, requests_per_s=each * result.requests_per_s), load, cpu_us=cpu_us)
 
 
 def _keep(

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
@@ -137,6 +138,7 @@ class SpendGap(BudgetError):
     next_step = "Ask the ledger for a snapshot and apply that."
 
 
+@lru_cache(maxsize=4096)
 def decimal_text(amount: Decimal) -> str:
     """The decimal as plain text: no exponent, no zeros at the end."""
     text = format(amount, "f")
@@ -206,8 +208,13 @@ class Scope(Strict):
 
     def dimensions(self) -> dict[str, str]:
         """The dimensions told, labels as `labels.<key>`: dimension -> value."""
-        told = {name: value for name in DIMENSIONS if (value := getattr(self, name)) is not None}
-        return told | {LABEL_PREFIX + key: value for key, value in self.labels.items()}
+        named = self.model_fields_set
+        told = {
+            name: value for name in DIMENSIONS if name in named and (value := getattr(self, name)) is not None
+        }
+        return (
+            told | {LABEL_PREFIX + key: value for key, value in self.labels.items()} if self.labels else told
+        )
 
 
 class Threshold(Strict):
@@ -342,8 +349,8 @@ class CheckRequest(Strict):
     def dimensions(self) -> dict[str, str]:
         """The dimensions told by scope, attributes and model: dimension -> value."""
         told = self.scope.dimensions()
-        for key, value in _told_by(self.attributes).items():
-            told.setdefault(key, value)
+        if self.attributes:
+            told = _told_by(self.attributes) | told
         if self.model is not None:
             told.setdefault("model", self.model)
         return told
