@@ -95,6 +95,10 @@ class Hold:
         self.released = self.released or told["released"]
         while self.settlements and self.settlements[0].number <= told["number"]:
             self.recorded = self.settlements.pop(0)
+        if (settled := told.get("settled")) and (
+            self.recorded is None or self.recorded.number < settled["number"]
+        ):
+            self.recorded = _settled(settled)  # another front was told of it
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Hold:
@@ -115,8 +119,7 @@ class Hold:
             released=entry["released"],
         )
         if told := entry.get("settled"):
-            costs = ToldCosts.model_validate(told["costs"]).costs()
-            hold.recorded = Settled(told["number"], told["digest"], costs, told["final"])
+            hold.recorded = _settled(told)
         return hold
 
     def take_over(self, known: Hold) -> None:
@@ -128,6 +131,11 @@ class Hold:
     def forget(self) -> None:
         """Keeps what answers a repetition, and lets the rest go."""
         self.told, self.costs, self.counted, self.forgotten = {}, Costs(), {}, True
+
+
+def _settled(told: Mapping[str, Any]) -> Settled:
+    costs = ToldCosts.model_validate(told["costs"]).costs()
+    return Settled(told["number"], told["digest"], costs, told["final"])
 
 
 def weight(hold: Hold, budget: Budget) -> Decimal:

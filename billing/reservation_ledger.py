@@ -127,6 +127,7 @@ class _Batch:
 
     reserved: dict[str, Row] = field(default_factory=dict)
     controls: list[Settle | Release] = field(default_factory=list)
+    news: set[str] = field(default_factory=set)
     fused: pl.DataFrame | None = None
     written: pl.DataFrame | None = None
 
@@ -160,6 +161,8 @@ class ReservationLedger:
             self._batch.reserved[control.id] = _row(control, offset)
         else:
             self._batch.controls.append(control)
+            if offset <= self._news_until:
+                self._batch.news.add(control.id)
 
     def claim(self, fused: pl.DataFrame, written: pl.DataFrame) -> None:
         """The calls written: fused observations with the row of their group's leader, and rows of `calls`."""
@@ -178,7 +181,9 @@ class ReservationLedger:
             return _no_calls(superseded=True), _no_calls()
         rows, before = self._follow(batch, now_us)
         self._changed = [row for row in rows.values() if _state(row) != before.get(row.id)]
-        self._held = [row for row in self._changed if self._is_news(row, before.get(row.id))]
+        self._held = [
+            row for row in self._changed if row.id in batch.news or self._is_news(row, before.get(row.id))
+        ]
         gone = self._gone([row for row in self._changed if 0 < row.told_number != row.should_tell])
         come = self._come(
             [row for row in self._changed if 0 < row.should_tell != row.told_number], pricing, now
