@@ -27,7 +27,7 @@ serve: $(VENV)/.run
 
 # The kill test at length: many more rounds than `make test` takes.
 soak: $(VENV)/.dev
-	TOLLBOOK_KILL_ROUNDS=100 $(BIN)/python -m pytest tests/test_kill.py -s
+	SOAK_KILL_ROUNDS=100 $(BIN)/python -m pytest tests/test_kill.py -s
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench

@@ -1,6 +1,6 @@
 """kill -9 of the front, the ledger and the readers, under load: all acknowledged is there, once.
 
-`make soak` runs many more rounds than the tests do (TOLLBOOK_KILL_ROUNDS).
+`make soak` runs many more rounds than the tests do (SOAK_KILL_ROUNDS).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 from tests.house import House
 from tests.telemetry import Call, export, new_call, span_of
 
-ROUNDS = int(os.environ.get("TOLLBOOK_KILL_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("SOAK_KILL_ROUNDS", "25"))
 SENDERS = 3
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
