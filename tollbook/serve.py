@@ -28,7 +28,7 @@ from tollbook.guard import Guard
 from tollbook.settings import Settings
 
 if TYPE_CHECKING:
-    import grpc
+    import grpc.aio
 
 log = logging.getLogger("tollbook.front")
 
