@@ -283,6 +283,18 @@ class BudgetBook:
             self.hold(hold)
             self.weigh(hold, now)
 
+    def _told_apart(
+        self, told: Iterable[Mapping[str, Any]]
+    ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+        """Of reservations told in full those that count less afterwards, and those that may count more."""
+        known: list[Mapping[str, Any]] = []
+        unknown: list[Mapping[str, Any]] = []
+        for entry in told:
+            hold = self.holds.get(entry["id"])
+            less = hold is not None and (entry["matched"] or not hold.matched)
+            (known if less else unknown).append(entry)
+        return known, unknown
+
     def _mark(self, hold: Hold, mark: Mapping[str, Any], now: datetime) -> None:
         hold.mark(mark)
         self.weigh(hold, now)
@@ -326,10 +338,11 @@ class BudgetBook:
             return
         if not self.ready or delta["seq"] != self._seq + 1:
             raise SpendGap("a change of spend is missing between the ledger and the budgets")
-        self._seq, self.offset = delta["seq"], delta["offset"]
+        self._seq = delta["seq"]
         now = EPOCH + timedelta(seconds=delta["at_s"])
         touched = self._redefine(delta)
-        self._take_holds(delta.get("holds", ()), now)
+        known, unknown = self._told_apart(delta.get("holds", ()))
+        self._take_holds(unknown, now)
         changes = delta["changes"]
         for start in range(0, len(changes), _SLICE):
             touched |= self._change(changes[start : start + _SLICE])
@@ -338,17 +351,19 @@ class BudgetBook:
         for start in range(0, len(marks), _SLICE):
             self._mark_each(marks[start : start + _SLICE], now)
             yield []
+        self._take_holds(known, now)
+        self.offset = delta["offset"]  # only now is all of it known, for those who wait for it
+        self._forget_deletions()
         news = sorted(touched)
         for start in range(0, len(news), _SLICE):
             yield self._news(news[start : start + _SLICE], now)
 
     def _redefine(self, delta: Mapping[str, Any]) -> set[str]:
         for budget_id in delta["deleted"]:
-            if budget_id in self._states and self._states[budget_id].offset <= self.offset:
+            if budget_id in self._states and self._states[budget_id].offset <= delta["offset"]:
                 self._leave(budget_id)
         touched = {self._define(entry) for entry in delta["defined"]}
         self._weigh_all()
-        self._forget_deletions()
         return touched
 
     def _mark_each(self, marks: Iterable[Mapping[str, Any]], now: datetime) -> None:
