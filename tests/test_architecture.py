@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "ingest": {"ingest"},
     "catalog": {"catalog"},
     "billing": {"billing", "ingest", "catalog"},
-    "tollbook": {"tollbook", "billing", "ingest", "catalog"},
+    "proxy": {"proxy", "billing", "ingest", "catalog"},
+    "tollbook": {"tollbook", "proxy", "billing", "ingest", "catalog"},
 }
 HEAVY = ("polars", "duckdb", "pyarrow", "numpy", "genai_prices")
 

@@ -1,0 +1,144 @@
+"""What an answer tells of its own use, read while its bytes pass.
+
+A tap is fed the very chunks that are relayed. It never alters, delays or refuses them: what it cannot
+read it leaves unknown. Events are parsed only if they can hold something; the rest of a stream costs one
+search each. `told` can be asked at any time, so a stream that broke or was left still tells what came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+
+from .reading import Reading, Told
+from .sse import DONE, EventReader
+from .wire import WireFormat
+
+__all__ = ["Told", "UsageTap"]
+
+# Of a document larger than that only the ends are read; numbers take a parser longer than text.
+_PARSED_WHOLE_BYTES: Final = 4 << 20
+_PARSED_WHOLE_VECTORS_BYTES: Final = 256 << 10
+_EDGE_BYTES: Final = 64 << 10
+_BOM: Final = b"\xef\xbb\xbf"
+
+# What makes an event worth parsing. In text that a model wrote these quotes are escaped.
+_USAGE: Final = rb'"usage"\s*:\s*\{'
+_WORTH: Final = {
+    WireFormat.OPENAI_CHAT: re.compile(_USAGE + rb'|"finish_reason"\s*:\s*"|"error"\s*:|"base_resp"'),
+    WireFormat.OPENAI_RESPONSES: re.compile(
+        _USAGE + rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|"error"\s*:\s*[{"]'
+    ),
+    WireFormat.ANTHROPIC_MESSAGES: re.compile(
+        _USAGE + rb'|"type"\s*:\s*"(?:message_start|message_delta|message_stop|error)"|"error"\s*:'
+    ),
+    WireFormat.OPENAI_EMBEDDINGS: re.compile(_USAGE),
+    WireFormat.GOOGLE_GENERATE: re.compile(rb'"(?:usageMetadata|finishReason|error|blockReason)"'),
+}
+_USAGE_OBJECT: Final = re.compile(r'"(?:usage|usageMetadata)"\s*:\s*(?=\{)')
+
+
+class UsageTap:
+    """Reads one answer of `wire_format` as it passes: its bytes, in order, decompressed.
+
+    Whether it is a stream of events or one document, its first byte tells, whatever was asked for.
+    """
+
+    def __init__(self, wire_format: WireFormat) -> None:
+        self._reading = Reading(wire_format)
+        self._worth = _WORTH[wire_format]
+        vectors = wire_format is WireFormat.OPENAI_EMBEDDINGS
+        limit = _PARSED_WHOLE_VECTORS_BYTES if vectors else _PARSED_WHOLE_BYTES
+        self._document: _Document | None = _Document(limit)
+        self._events = EventReader()
+
+    def feed(self, chunk: bytes) -> None:
+        if self._document is not None:
+            self._document.feed(chunk)
+            if self._document.is_json() is not False:
+                return
+            chunk, self._document = self._document.bytes(), None
+        for event in self._events.feed(chunk):
+            self._read(event.data, self._reading)
+
+    def told(self) -> Told:
+        """What the bytes so far tell; also of an event or document that stands unfinished at the end."""
+        reading = self._reading.copy()
+        if self._document is not None:
+            self._document.read_into(reading)
+        elif (rest := self._events.pending()) is not None:
+            self._read(rest.data, reading)
+        return reading.told()
+
+    def _read(self, data: bytes, reading: Reading) -> None:
+        if data == DONE:
+            reading.end()
+        elif reading.needs_identity or self._worth.search(data):
+            reading.take(_parsed(data), data)
+
+
+class _Document:
+    """An answer that is one JSON document (or an array of them: Gemini's stream without `alt=sse`)."""
+
+    def __init__(self, parsed_whole_bytes: int) -> None:
+        self._limit = parsed_whole_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._begins: bytes | None = None
+        self._cut = False
+
+    def feed(self, chunk: bytes) -> None:
+        self._parts.append(chunk)
+        self._size += len(chunk)
+        if self._size > self._limit and self._begins is not None:
+            whole = self.bytes()
+            self._parts, self._cut = [whole[:_EDGE_BYTES], whole[-_EDGE_BYTES:]], True
+            self._size = 2 * _EDGE_BYTES
+
+    def is_json(self) -> bool | None:
+        """Whether this is a document at all and no stream of events; None while nothing tells."""
+        if self._begins is None:
+            begun = self.bytes().removeprefix(_BOM).lstrip()
+            self._begins = None if _BOM.startswith(begun) else begun[:1]
+        return None if self._begins is None else self._begins in b"{["
+
+    def bytes(self) -> bytes:
+        return b"".join(self._parts)
+
+    def read_into(self, reading: Reading) -> None:
+        raw = self.bytes().removeprefix(_BOM)
+        parsed = None if self._cut else _parsed(raw)
+        if parsed is None:
+            self._search(raw.decode(errors="replace"), reading)
+            return
+        for payload in parsed if isinstance(parsed, list) else [parsed]:
+            reading.take(payload, raw)
+        reading.end()
+
+    def _search(self, text: str, reading: Reading) -> None:
+        """Usage objects out of a document that is too large, or was cut off."""
+        for found in _USAGE_OBJECT.finditer(text):
+            try:
+                usage, _ = _DECODER.raw_decode(text, found.end())
+            except ValueError:
+                continue
+            reading.take_usage(usage)
+        if self._cut and text.rstrip().endswith(("}", "]")):
+            reading.end()
+
+
+_DECODER: Final = json.JSONDecoder(parse_float=Decimal)
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON, or None if it is none. Costs are read as decimals, which takes a slower parser."""
+    try:
+        if b'cost"' in data or b'"cost_' in data:
+            return json.loads(data, parse_float=Decimal)
+        return orjson.loads(data)
+    except (ValueError, RecursionError):
+        return None
