@@ -16,7 +16,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, get_args
 
 from catalog.accounts import AccountRule, chosen_rule
-from catalog.provider_book import Access, Book, Marker, Provider, fold_name
+from catalog.provider_book import Book, fold_name
+from catalog.provider_facts import Access, Marker, Provider
 
 if TYPE_CHECKING:
     from catalog.resolve import Claim, Evidence

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from catalog.provider_book import Access
+from catalog.provider_facts import Access
 
 __all__ = ["AccountRule", "chosen_rule", "fitting_rules"]
 

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from catalog.arithmetic import shown_line
 from catalog.explain import mode_of_call, said_by_call
-from catalog.provider_book import Access, Book
+from catalog.provider_book import Book
+from catalog.provider_facts import Access
 from catalog.quote import Quote, Quotes
 from catalog.resolve import Evidence, Resolution
 

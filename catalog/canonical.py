@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from catalog.provider_book import Book, Lab, Provider, fold_name
+from catalog.provider_book import Book, fold_name
+from catalog.provider_facts import Lab, Provider
 
 __all__ = ["MAX_ID_CHARS", "Reading", "is_plausible_id", "read_model"]
 

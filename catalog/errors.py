@@ -3,14 +3,15 @@
     CatalogError
     ├── ProviderDataError   a reviewed TOML file is wrong: names file, key and what is allowed
     ├── PriceFileError      a price file (shipped or the operator's) is wrong: names file and line
-    └── PriceDataError      the price source could not be compiled or its cache not written
+    ├── PriceDataError      the price source could not be compiled or its cache not written
+    └── EndpointError       a live call's URL cannot be made: names what is not set
 
 Data that is merely unknown (a model without a price) is never an error: it is NULL with a reason.
 """
 
 from __future__ import annotations
 
-__all__ = ["CatalogError", "PriceDataError", "ProviderDataError"]
+__all__ = ["CatalogError", "EndpointError", "PriceDataError", "PriceFileError", "ProviderDataError"]
 
 
 class CatalogError(Exception):
@@ -35,3 +36,9 @@ class PriceDataError(CatalogError):
     """Prices could not be compiled from the installed source, or the compiled cache not written."""
 
     code = "catalog_prices_unavailable"
+
+
+class EndpointError(CatalogError):
+    """The URL of a live call cannot be made; the message names what is not set or not allowed in it."""
+
+    code = "catalog_endpoint_incomplete"

@@ -13,15 +13,15 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from catalog.access import AccessClassifier, AccessFinding
 from catalog.accounts import AccountRule
 from catalog.canonical import Reading, is_plausible_id, read_model
-from catalog.provider_book import Access, Book, Host, Provider, fold_name
+from catalog.doors import Doors, Server, parse_address
+from catalog.provider_book import Book, fold_name
+from catalog.provider_facts import Access, Provider
 
-__all__ = ["Evidence", "Resolution", "Resolver", "Server"]
+__all__ = ["Evidence", "Resolution", "Resolver"]
 
 MAX_REMEMBERED = 65_536
 
@@ -45,25 +45,6 @@ class Evidence:
     """Headers that tell the access, `name=value` with `;` between."""
     accounts: str | None = None
     """Numbers of the operator's account rules that fit (`catalog.accounts.fitting_rules`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """The address a call went to, parsed."""
-
-    host: str
-    port: int | None = None
-    path: str = ""
-
-    @property
-    def is_private(self) -> bool:
-        """Loopback, private network or a bare machine name: nobody's public API."""
-        if self.host == "localhost" or self.host.endswith((".localhost", ".local", ".internal")):
-            return True
-        try:
-            return ip_address(self.host).is_private
-        except ValueError:
-            return "." not in self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +86,7 @@ class Resolver:
         self._remembers = remembers
         self._access = AccessClassifier(book, accounts)
         self._known: OrderedDict[Evidence, Resolution] = OrderedDict()
-        self._hosts = _hosts_by_name(book)
+        self._doors = Doors(book)
         self._grammars = [(re.compile(g.regex), g, p) for p in book.providers.values() for g in p.grammars]
         self._emitters = {emitter: p for p in book.providers.values() for emitter in p.emitters}
 
@@ -149,18 +130,13 @@ class Resolver:
         return by_host or by_id or self._by_prefix(ids)
 
     def _by_host(self, server: Server | None, credential: str | None) -> Claim | None:
-        if server is None:
+        door = self._doors.at(server) if server else None
+        if door is None or server is None:
             return None
-        for name in _host_spellings(server.host):
-            for door, provider in self._hosts.get(name, ()):
-                if _path_matches(door.path, server.path):
-                    label = server.host.removesuffix(door.host[1:]) if door.label else ""
-                    said = {door.label: label} if door.label else {}
-                    claim = Claim(
-                        provider, f"host {server.host}{door.path}", True, door.access, door.plan, said
-                    )
-                    return self._by_credential(claim, credential)
-        return None
+        facts = door.facts
+        evidence = f"host {server.host}{facts.path}"
+        claim = Claim(door.provider, evidence, True, facts.access, facts.plan, door.label(server))
+        return self._by_credential(claim, credential)
 
     def _by_credential(self, claim: Claim, credential: str | None) -> Claim:
         """Tell plan from metered use behind one door by the kind of key, where it was seen."""
@@ -355,40 +331,7 @@ def parse_server(evidence: Evidence) -> Server | None:
     address.
     """
     for text in (evidence.url, evidence.server_address):
-        server = _parse_address(text.strip()) if text else None
+        server = parse_address(text.strip()) if text else None
         if server is not None:
             return replace(server, port=server.port or evidence.server_port)
     return None
-
-
-def _parse_address(text: str) -> Server | None:
-    try:
-        parts = urlsplit(text if "//" in text else f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return None
-    path = "/" + "/".join(segment for segment in parts.path.split("/") if segment)
-    return Server(host.rstrip("."), port, path) if host else None
-
-
-def _hosts_by_name(book: Book) -> dict[str, list[tuple[Host, Provider]]]:
-    """Index doors by host name, longest path first."""
-    doors: dict[str, list[tuple[Host, Provider]]] = {}
-    for provider in book.providers.values():
-        for door in provider.hosts:
-            doors.setdefault(door.host, []).append((door, provider))
-    for found in doors.values():
-        found.sort(key=lambda item: item[0].path.count("/"), reverse=True)
-    return doors
-
-
-def _host_spellings(host: str) -> list[str]:
-    """Give the names a door may have for a host: itself, then `*.` and each parent domain, nearest first."""
-    labels = host.split(".")
-    return [host, *("*." + ".".join(labels[i:]) for i in range(1, len(labels) - 1))]
-
-
-def _path_matches(prefix: str, path: str) -> bool:
-    """Compare path segments, never substrings; `*` in a prefix stands for any one segment."""
-    wanted, given = prefix.split("/")[1:], path.split("/")[1:]
-    return len(given) >= len(wanted) and all(w in ("*", g) for w, g in zip(wanted, given, strict=False))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.price_files import PriceFile
-from catalog.provider_book import Labs, Provider
+from catalog.provider_facts import Labs, Provider
 from catalog.toml_source import Data
 
 __all__ = ["FOLDER", "SHAPES", "schema_text"]
