@@ -126,8 +126,7 @@ class ReservationDesk:
 
         Raises NotReady, and ReservationConflict where the idempotency key was used for something else.
         """
-        if not self.ready:
-            raise NotReady("the ledger is starting, spend is not known yet")
+        self._refuse_unready()
         self.checks += 1
         if not request.reserve:
             reply = (await self._judge(request)).reply
@@ -137,17 +136,38 @@ class ReservationDesk:
             reply = await self._reserve_once(request, request.idempotency_key)
         return reply
 
-    async def _judge(self, request: CheckRequest) -> Judged:
-        """The verdict. While a commit is being applied budgets may count a call twice: then ask again."""
+    def check_at_once(self, request: CheckRequest) -> CheckReply | None:
+        """The same for a check that has to wait for nothing; None where `check` must be asked."""
+        self._refuse_unready()
+        if request.reserve:
+            return None
         judged = self.book.judge(request, self._clock(), self.quotes)
-        while judged.reply.decision == "deny" and self._applying:
+        if self._is_doubtful(judged):
+            return None
+        self.checks += 1
+        return self._noted(request, judged).reply
+
+    def _refuse_unready(self) -> None:
+        if not self.ready:
+            raise NotReady("the ledger is starting, spend is not known yet")
+
+    def _is_doubtful(self, judged: Judged) -> bool:
+        """While a commit is being applied budgets may count a call twice: what they deny is asked again."""
+        return self._applying and judged.reply.decision == "deny"
+
+    async def _judge(self, request: CheckRequest) -> Judged:
+        judged = self.book.judge(request, self._clock(), self.quotes)
+        while self._is_doubtful(judged):
             await self.applied.wait()
             judged = self.book.judge(request, self._clock(), self.quotes)
-        if judged.reply.decision != "allow" or any(each.figures.shadow for each in judged.verdicts.values()):
-            judged = self._noted(request, judged)
-        return judged
+        return self._noted(request, judged)
 
     def _noted(self, request: CheckRequest, judged: Judged) -> Judged:
+        """Advises and records where a budget had anything against it, be it in shadow."""
+        if judged.reply.decision == "allow" and not any(
+            each.figures.shadow for each in judged.verdicts.values()
+        ):
+            return judged
         now = self._clock()
         advice = advice_on(request, judged, now=now, quotes=self.quotes)
         judged.reply.advice.extend(advice)

@@ -15,17 +15,27 @@ from typing import Any
 
 import uvicorn
 
-from billing.budget import Budget
+from billing.budget import Budget, CheckReply, CheckRequest
 from billing.budget_book import BudgetBook
 from billing.reservation_desk import ReservationDesk
 from tests.shell_house import publish
 from tollbook.api import BudgetCheck, create_app
-from tollbook.api_reservations import answer_check, is_budget_path
+from tollbook.api_reservations import is_budget_path
+from tollbook.budget_protocol import budget_protocol
 from tollbook.guard import Guard
 from tollbook.reader_pool import ReaderLimits, ReaderPool
 from tollbook.settings import Server, Settings
 
 LIMITS = ReaderLimits(timeout_s=2.0, max_rows=50, memory_bytes=256 << 20)
+
+
+class FaultyDesk(ReservationDesk):
+    """A desk with a mistake in it."""
+
+    def check_at_once(self, request: CheckRequest) -> CheckReply | None:
+        if request.model == "fault":
+            raise RuntimeError("sk-ant-secret is in this message")
+        return super().check_at_once(request)
 
 
 class StandingHouse:
@@ -36,7 +46,7 @@ class StandingHouse:
         self.published = 4000
         self.reasons: list[str] = []
         self.readers = ReaderPool(data_dir / "usage.duckdb", LIMITS)
-        self.desk = ReservationDesk(self._append)
+        self.desk = FaultyDesk(self._append)
         self.desk.take_snapshot({"seq": 0, "offset": 4096, "at_s": 0, "budgets": []})
         self.settings = Settings(server=Server(data_dir=data_dir))
         self.places: dict[str, str] = {}
@@ -57,11 +67,6 @@ class StandingHouse:
     async def delete_budget(self, budget_id: str) -> None:
         self.acknowledged += 100
         self.budgets.delete(budget_id, self.acknowledged)
-
-    async def check_budget(self, body: bytes) -> bytes:
-        if b"fault" in body:
-            raise RuntimeError("sk-ant-secret is in this message")
-        return await answer_check(self.desk, body)
 
     async def _append(self, body: bytes) -> int:
         self.acknowledged += len(body)
@@ -121,7 +126,9 @@ def running(data_dir: Path) -> Iterator[Running]:
     """Serve a house on a free port, in a thread with a loop of its own."""
     publish(data_dir / "usage.duckdb")
     house = StandingHouse(data_dir)
-    server = uvicorn.Server(uvicorn.Config(_routes(house), port=0, lifespan="off", log_config=None))
+    guard = _routes(house)
+    protocol = budget_protocol(house, guard)
+    server = uvicorn.Server(uvicorn.Config(guard, http=protocol, port=0, lifespan="off", log_config=None))
     thread = threading.Thread(target=lambda: asyncio.run(_serve(server, house)))
     thread.start()
     try:

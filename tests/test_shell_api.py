@@ -259,7 +259,7 @@ def test_checks_are_answered_by_the_fast_path(server: Running) -> None:
     assert (reply.status, reply.json()["decision"]) == (200, "allow")
     assert reply.headers["x-content-type-options"] == "nosniff"
     problem(server.ask("POST", "/api/v1/budgets/check", {"estimate": {"usd": 0.01}}), "invalid_budget")
-    broken = server.ask("POST", "/api/v1/budgets/check", {"fault": True})
+    broken = server.ask("POST", "/api/v1/budgets/check", {"model": "fault"})
     assert "secret" not in str(problem(broken, "internal"))
     problem(server.ask("POST", "/api/v1/budgets/check", b"{" + b" " * 70_000 + b"}"), "too_large")
 

@@ -37,7 +37,7 @@ from tollbook.api_budgets import (
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
 from tollbook.api_catalog import add_catalog_routes
 from tollbook.api_emitters import EmittersReply, answer_emitters
-from tollbook.api_reservations import REQUESTS, add_reservation_routes
+from tollbook.api_reservations import REQUESTS, add_reservation_routes, answer_check
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
 from tollbook.house import House
 from tollbook.problems import KINDS, MEDIA_TYPE, Problem
@@ -177,7 +177,7 @@ def _add_budgets(app: FastAPI, house: House) -> None:
     )
     async def check(request: Request) -> Response:
         """May this be spent? A denial is an answer, with status 200."""
-        return _table(await house.check_budget(await request.body()))
+        return _table(await answer_check(house.desk, await request.body()))
 
     one = "/api/v1/budgets/{budget_id}"
 

@@ -1,7 +1,8 @@
-"""Checks and reservations over HTTP, by the shortest way: raw ASGI before FastAPI and its router.
+"""Checks and reservations over HTTP, by the shortest way: before FastAPI and its router.
 
-They are asked before and after every model call. The API declares the same routes for the reference
-(`add_reservation_routes`), over the same functions.
+They are asked before and after every model call. `begin` is what answers, whoever cut the request out of the
+connection: `budget_protocol` for plain ones, `BudgetCheck` for the others. The API declares the same routes
+for the reference (`add_reservation_routes`), over the same functions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -26,15 +27,20 @@ from billing.reservation import (
     read_settlement,
 )
 from billing.reservation_desk import ReservationDesk
-from tollbook.guard import Receive, Scope, Send, send_body, send_problem
+from tollbook.guard import Receive, Scope, Send, send_body
 from tollbook.house import House
 from tollbook.problems import Kind, Problem
 
 __all__ = [
+    "CHECK_PATH",
+    "MAX_CHECK_BYTES",
     "REQUESTS",
+    "RESERVATIONS_PATH",
+    "Answer",
     "BudgetCheck",
     "add_reservation_routes",
     "answer_check",
+    "begin",
     "budget_problem",
     "is_budget_path",
 ]
@@ -52,9 +58,61 @@ _VERBS = ("settle", "release")
 Reply = CheckReply | ReservationReply
 
 
+class Answer(NamedTuple):
+    """An HTTP answer; the headers are all but its length."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+
 def is_budget_path(method: str, path: str) -> bool:
-    """Whether `BudgetCheck` answers this: a check, a settlement, a release."""
+    """Whether `begin` answers this: a check, a settlement, a release."""
     return method == "POST" and (path == CHECK_PATH or path.startswith(RESERVATIONS_PATH))
+
+
+def begin(house: House, path: str, body: bytes) -> Answer | Coroutine[Any, Any, Answer]:
+    """The answer to a request on a budget path, or what to wait for: a denial has status 200, and what is
+    refused is a problem document. Never raises.
+    """
+    try:
+        told = _begin(house.desk, path, body)
+    except Exception as error:
+        return _refusal(error)
+    return Answer(200, JSON_HEADERS, told) if isinstance(told, bytes) else _awaited(told)
+
+
+def _begin(desk: ReservationDesk, path: str, body: bytes) -> bytes | Coroutine[Any, Any, bytes]:
+    if path != CHECK_PATH:
+        return answer_reservation(desk, path.removeprefix(RESERVATIONS_PATH), body)
+    if b'"items"' in body and _is_batch(body):
+        return answer_check(desk, body)
+    request = read_check(body)
+    reply = desk.check_at_once(request)
+    return _as_json(desk.check(request)) if reply is None else reply.to_json()
+
+
+async def _as_json(asked: Coroutine[Any, Any, CheckReply]) -> bytes:
+    return (await asked).to_json()
+
+
+async def _awaited(told: Coroutine[Any, Any, bytes]) -> Answer:
+    try:
+        return Answer(200, JSON_HEADERS, await told)
+    except Exception as error:
+        return _refusal(error)
+
+
+def _refusal(error: Exception) -> Answer:
+    if isinstance(error, BudgetError):
+        problem = budget_problem(error)
+    elif isinstance(error, Problem):
+        problem = error
+    else:
+        log.error("a budget request failed", exc_info=error)
+        problem = Problem("internal", "the check could not be answered")
+    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    return Answer(problem.status, headers, problem.body())
 
 
 class BudgetCheck:
@@ -66,21 +124,13 @@ class BudgetCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a denial is an answer with status 200."""
         try:
-            body = await self._answer(scope["path"], await _body(receive))
-        except BudgetError as error:
-            await send_problem(send, budget_problem(error))
+            body = await _body(receive)
         except Problem as problem:
-            await send_problem(send, problem)
-        except Exception:
-            log.exception("a budget check failed")
-            await send_problem(send, Problem("internal", "the check could not be answered"))
+            answer = _refusal(problem)
         else:
-            await send_body(send, body, status=200, headers=JSON_HEADERS)
-
-    async def _answer(self, path: str, body: bytes) -> bytes:
-        if path == CHECK_PATH:
-            return await self._house.check_budget(body)
-        return await answer_reservation(self._house.desk, path.removeprefix(RESERVATIONS_PATH), body)
+            told = begin(self._house, scope["path"], body)
+            answer = told if isinstance(told, Answer) else await told
+        await send_body(send, answer.body, status=answer.status, headers=[*answer.headers])
 
 
 async def _body(receive: Receive) -> bytes:

@@ -24,7 +24,6 @@ from catalog.quote import Quotes
 from ingest.intake import Intake
 from ingest.journal import Journal, JournalError, Kind
 from ingest.limits import Limits
-from tollbook.api_reservations import answer_check
 from tollbook.channel import Message
 from tollbook.ledger_link import LedgerGone, LedgerLink
 from tollbook.problems import Problem
@@ -123,10 +122,6 @@ class Front:
         """Delete a budget, durably."""
         offset = await self._journal(encode_control("delete", budget_id=budget_id))
         self.budgets.delete(budget_id, offset)
-
-    async def check_budget(self, body: bytes) -> bytes:
-        """The reply to a check. Raises BudgetError, and Problem where the journal cannot write."""
-        return await answer_check(self.desk, body)
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         """What the ledger knows of a call: its observations, the evidence, the arithmetic."""

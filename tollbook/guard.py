@@ -48,13 +48,14 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         try:
-            self._check(scope)
+            self.check(scope)
         except Problem as problem:
             await send_problem(_guarded(send), problem)
             return
         await self._app(scope, receive, _guarded(send))
 
-    def _check(self, scope: Scope) -> None:
+    def check(self, scope: Scope) -> None:
+        """Raise the Problem that a request is refused with, by its headers, method and path."""
         hosts: list[bytes] = []
         origin = kind = b""
         for name, value in scope["headers"]:

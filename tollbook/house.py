@@ -39,7 +39,10 @@ class House(Protocol):
         ...
 
     @property
-    def desk(self) -> ReservationDesk: ...
+    def desk(self) -> ReservationDesk:
+        """Where checks are answered and reservations are kept; it raises BudgetError or Problem."""
+        ...
+
     @property
     def settings(self) -> Settings: ...
 
@@ -53,10 +56,6 @@ class House(Protocol):
 
     async def delete_budget(self, budget_id: str) -> None:
         """Delete a budget, durably."""
-
-    async def check_budget(self, body: bytes) -> bytes:
-        """The JSON reply to a check's JSON; raises BudgetError or Problem."""
-        ...
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         """The evidence and the arithmetic of a call; raises Problem while the ledger is away."""

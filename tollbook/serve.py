@@ -22,6 +22,7 @@ from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal, JournalError
 from tollbook.api import create_app
 from tollbook.api_reservations import BudgetCheck, is_budget_path
+from tollbook.budget_protocol import budget_protocol
 from tollbook.errors import TollbookError
 from tollbook.front import Front
 from tollbook.guard import Guard
@@ -135,7 +136,7 @@ def _http_server(front: Front) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             guarded,
-            http="httptools",
+            http=budget_protocol(front, guarded),
             loop="uvloop",
             lifespan="off",
             access_log=False,

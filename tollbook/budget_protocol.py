@@ -1,0 +1,227 @@
+"""Budget requests answered where their bytes arrive: uvicorn's protocol with a short way in front.
+
+A check, a settlement and a release stand before and after every model call, and for them HTTP itself would
+be most of the cost: a parser's callbacks, a scope, a task, a cycle of messages. Here a whole and plain
+request is cut out of what arrived and answered at once, on the same connection and with the same answer.
+Whatever is not plain (another path, an Origin, chunks, an expectation) goes to uvicorn and through the guard,
+untouched; nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from tollbook.api_reservations import CHECK_PATH, MAX_CHECK_BYTES, RESERVATIONS_PATH, Answer, begin
+from tollbook.guard import SECURITY_HEADERS, Guard
+from tollbook.house import House
+from tollbook.problems import Problem
+
+__all__ = ["budget_protocol"]
+
+MAX_HEAD_BYTES: Final = 16 << 10
+MAX_EARLY_BYTES: Final = 256 << 10
+"""Of requests sent ahead of an answer so much is kept; then the client has to wait."""
+REMEMBERED_HEADS: Final = 1024
+"""A client sends the same headers with every request, so each spelling is read once."""
+REMEMBERED_HEAD_BYTES: Final = 1024
+
+_REQUEST: Final = re.compile(
+    rb"POST (%s|%s(?:res_[0-9a-f]{32}/)?(?:settle|release)) HTTP/1\.1\r\n"
+    % (re.escape(CHECK_PATH.encode()), re.escape(RESERVATIONS_PATH.encode()))
+)
+_HEADERS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*(?:\r\n|$))+")
+_UNUSUAL: Final = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"origin"))
+_SECURITY: Final = b"".join(b"%s: %s\r\n" % header for header in SECURITY_HEADERS)
+
+Header = tuple[bytes, bytes]
+
+
+class _BudgetProtocol(HttpToolsProtocol):
+    """One connection. `_early` has arrived and is not answered yet, `_answering` is being answered."""
+
+    house: ClassVar[House]
+    guard: ClassVar[Guard]
+    lengths: ClassVar[dict[bytes, int | None]]
+
+    _early = b""
+    _answering: asyncio.Task[None] | None = None
+    _inside = False
+    _leaving = False
+    _replied_at = 0.0
+    _defaults: tuple[list[Header], bytes] = ([], b"")
+
+    def data_received(self, data: bytes) -> None:
+        """Answer what is plain, and pass the rest on."""
+        if self._early:
+            data, self._early = self._early + data, b""
+        if self._answering is None:
+            self._take(data)
+            return
+        self._early = data
+        if len(data) > MAX_EARLY_BYTES:
+            self.flow.pause_reading()
+
+    def _take(self, data: bytes) -> None:
+        while data and not self.transport.is_closing():
+            if self._answering or self.flow.write_paused:
+                self._early = data
+                return
+            found = None if self._is_uvicorn_busy else _REQUEST.match(data)
+            whole = -1 if found is None else self._end_of(data, found.end())
+            if found is None or whole < 0:
+                super().data_received(data)
+                return
+            if not whole:
+                self._early = data
+                return
+            head = data.index(b"\r\n\r\n", found.end() - 2) + 4
+            self._answer(found[1].decode(), data[head:whole])
+            data = data[whole:]
+
+    @property
+    def _is_uvicorn_busy(self) -> bool:
+        """Whether uvicorn is in the middle of a request of this connection."""
+        return self._inside or not (self.cycle is None or self.cycle.response_complete)
+
+    def _end_of(self, data: bytes, start: int) -> int:
+        """Where a request ends whose headers begin at `start`: 0 if that has not arrived, -1 if it is not
+        plain.
+        """
+        end = data.find(b"\r\n\r\n", start - 2)
+        if end < 0:
+            return 0 if len(data) < MAX_HEAD_BYTES else -1
+        length = self._length(data[start:end])
+        if length is None:
+            return -1
+        whole = end + 4 + length
+        return whole if len(data) >= whole else 0
+
+    def _length(self, head: bytes) -> int | None:
+        """The length of the body that these headers announce; None where they ask for anything unusual."""
+        try:
+            return self.lengths[head]
+        except KeyError:
+            length = _read_head(head, self.guard, scheme=self.scheme or "http")
+        if len(head) <= REMEMBERED_HEAD_BYTES:
+            if len(self.lengths) >= REMEMBERED_HEADS:
+                self.lengths.clear()
+            self.lengths[head] = length
+        return length
+
+    # --- answers ---
+
+    def _answer(self, path: str, body: bytes) -> None:
+        told = begin(self.house, path, body)
+        if isinstance(told, Answer):
+            self._reply(told)
+            return
+        self._answering = self.loop.create_task(self._reply_later(told))
+        self.tasks.add(self._answering)
+        self._answering.add_done_callback(self._answered)
+
+    async def _reply_later(self, told: Coroutine[Any, Any, Answer]) -> None:
+        self._reply(await told)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._answering = None
+        if task.cancelled():
+            self.transport.close()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take what arrived meanwhile."""
+        self.flow.resume_reading()
+        if self._early:
+            early, self._early = self._early, b""
+            self._take(early)
+
+    def _reply(self, answer: Answer) -> None:
+        if self.transport.is_closing():
+            return
+        self.server_state.total_requests += 1
+        told = b"".join([b"%s: %s\r\n" % header for header in answer.headers])
+        length = b"content-length: %d\r\n" % len(answer.body)
+        closing = b"connection: close\r\n\r\n" if self._leaving else b"\r\n"
+        start = STATUS_LINE[answer.status]
+        parts = (start, self._default_headers(), told, length, _SECURITY, closing, answer.body)
+        self.transport.write(b"".join(parts))
+        self._replied_at = self.loop.time()
+        if self._leaving:
+            self.transport.close()
+        elif self.timeout_keep_alive_task is None:
+            self._wait(self.timeout_keep_alive)
+
+    def _default_headers(self) -> bytes:
+        """What uvicorn adds to every answer (the date), written out once a second for all connections."""
+        headers = self.server_state.default_headers
+        known, written = _BudgetProtocol._defaults
+        if known is not headers:
+            written = b"".join(b"%s: %s\r\n" % header for header in headers)
+            _BudgetProtocol._defaults = headers, written
+        return written
+
+    # --- the connection, as uvicorn sees it ---
+
+    def on_message_begin(self) -> None:
+        """Uvicorn reads a request from here on."""
+        self._inside = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """Uvicorn has read it."""
+        self._inside = False
+        super().on_message_complete()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self._answering is None:
+            self._go_on()
+
+    def shutdown(self) -> None:
+        """Finish what is being answered, then go."""
+        if self._answering is None:
+            super().shutdown()
+        else:
+            self._leaving = True
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what has been idle; one timer does for many requests."""
+        idle = 0.0 if self._answering else self.loop.time() - self._replied_at
+        if idle < self.timeout_keep_alive:
+            self._wait(self.timeout_keep_alive - idle)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _wait(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def budget_protocol(house: House, guard: Guard) -> type[HttpToolsProtocol]:
+    """The protocol of one server, for `uvicorn.Config(http=...)`."""
+    return type("BudgetProtocol", (_BudgetProtocol,), {"house": house, "guard": guard, "lengths": {}})
+
+
+def _read_head(head: bytes, guard: Guard, *, scheme: str) -> int | None:
+    """The length of the body; None where the headers are not plain, or the guard would refuse them."""
+    if _HEADERS.fullmatch(head) is None:
+        return None
+    split = [line.partition(b":") for line in head.split(b"\r\n")]
+    headers = [(name.lower(), value.strip(b" \t")) for name, _, value in split]
+    told = dict(headers)
+    length = told.get(b"content-length", b"")
+    plain = len(told) == len(headers) and not _UNUSUAL & told.keys() and length.isdigit()
+    if not plain or told.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    try:
+        guard.check({"headers": headers, "method": "POST", "path": CHECK_PATH, "scheme": scheme})
+    except Problem:
+        return None
+    return int(length) if int(length) <= MAX_CHECK_BYTES else None
