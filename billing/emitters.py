@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
+from billing import tables
 from billing.store import append, frames, read
 
 LOOK_BACK = timedelta(hours=24)
@@ -21,6 +22,9 @@ LOOK_BACK = timedelta(hours=24)
 
 _COUNTS = ("calls", "errors", "duplicates_merged", "usage_unknown_calls", "aggregates", "from_metrics")
 
+_HIDE = "to keep prompts from being sent (none is stored here): "
+_OPENINFERENCE = f"{_HIDE}OPENINFERENCE_HIDE_INPUTS=true, OPENINFERENCE_HIDE_OUTPUTS=true"
+_CONVENTIONS = f"{_HIDE}OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT unset"
 INCLUDE_USAGE = "ask for usage in streams: stream_options={'include_usage': true}"
 ADVICE: tuple[tuple[str, str, str], ...] = (
     # emitter (or the beginning of its name), what is lacking, what to change
@@ -62,16 +66,42 @@ ADVICE: tuple[tuple[str, str, str], ...] = (
     ("", "aggregates", "only sums of agent runs arrive: instrument the client that makes the calls"),
     ("", "metrics_only", "only metrics arrive: send traces or logs, so that calls are known one by one"),
     ("", "gap", "some calls do not arrive: set sampling to 1.0 and look for full export queues"),
+    ("", "sampled", "it tells of a sample of its calls only: OTEL_TRACES_SAMPLER=always_on, sampling 1.0"),
+    ("claude-code", "content", f"{_HIDE}OTEL_LOG_USER_PROMPTS, OTEL_LOG_RAW_API_BODIES unset"),
+    ("codex", "content", f"{_HIDE}[otel] log_user_prompt = false (tools' results are sent all the same)"),
+    ("gemini-cli", "content", f"{_HIDE}telemetry.logPrompts: false"),
+    ("qwen-code", "content", f"{_HIDE}telemetry.logPrompts: false"),
+    ("opencode", "content", "prompts are sent (and dropped here); nothing can be set for them"),
+    ("vercel-ai-sdk", "content", f"{_HIDE}recordInputs: false, recordOutputs: false"),
+    ("otel-", "content", _CONVENTIONS),
+    ("copilot", "content", _CONVENTIONS),
+    ("google-adk", "content", _CONVENTIONS),
+    ("pydantic-ai", "content", f"{_HIDE}InstrumentationSettings(include_content=False)"),
+    ("litellm", "content", f"{_HIDE}litellm_settings.turn_off_message_logging: true"),
+    ("traceloop", "content", f"{_HIDE}TRACELOOP_TRACE_CONTENT=false"),
+    ("openlit", "content", f"{_HIDE}openlit.init(capture_message_content=False)"),
+    ("langsmith", "content", f"{_HIDE}LANGSMITH_HIDE_INPUTS=true, LANGSMITH_HIDE_OUTPUTS=true"),
+    ("openinference-", "content", _OPENINFERENCE),
+    *((name, "content", _OPENINFERENCE) for name in ("agno", "crewai", "dspy", "haystack", "llama-index")),
+    ("smolagents", "content", _OPENINFERENCE),
+    ("claude-agent-sdk", "content", _OPENINFERENCE),
+    ("", "content", f"{_HIDE}turn the capture of content off in the agent or SDK"),
 )
-_LACKS = (("usage_unknown_calls", "usage"), ("aggregates", "aggregates"), ("from_metrics", "metrics_only"))
+_LACKS = (
+    ("usage_unknown_calls", "usage"),
+    ("aggregates", "aggregates"),
+    ("from_metrics", "metrics_only"),
+    ("capture_gap_tokens", "gap"),
+    ("sampled_records", "sampled"),
+    ("content_records", "content"),
+)
+"""The columns that say that something is missing or too much, and the advice on each."""
 
 
 def advice(told: Mapping[str, Any], emitter: str) -> str | None:
-    """What to change for an emitter that lacks something, in one line; None where nothing is lacking."""
-    lacks = [lack for column, lack in _LACKS if (told[column] or 0) > 0]
-    if (told["capture_gap_tokens"] or 0) > 0:
-        lacks.append("gap")
-    return "; ".join(_line(emitter, lack) for lack in lacks) or None
+    """What to change for an emitter that lacks something or sends too much, in one line; None: nothing."""
+    found = [lack for column, lack in _LACKS if (told[column] or 0) > 0]
+    return "; ".join(_line(emitter, lack) for lack in found) or None
 
 
 def _line(emitter: str, lack: str) -> str:
@@ -113,6 +143,12 @@ def _count_records(
         _fold(connection, "emitter_records", rows.select(columns), query)
 
 
+def count_fidelity(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> None:
+    """Follow what a batch's emitters sent of content and of samples (FIDELITY)."""
+    if len(told):
+        _fold(connection, "emitter_fidelity", told, _FIDELITY)
+
+
 def _measured(calls: pl.DataFrame, sign: int) -> pl.DataFrame:
     """What each call adds to its emitter's counts."""
     flags = {
@@ -140,16 +176,24 @@ def _fold(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame,
     connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM folded")
 
 
+_FIDELITY = """
+SELECT emitter, sum(content_records)::BIGINT AS content_records, sum(content_bytes)::BIGINT AS content_bytes,
+       sum(sampled_records)::BIGINT AS sampled_records, min(sampling_probability) AS sampling_probability
+FROM together GROUP BY emitter
+"""
 _EMITTERS = """
 SELECT r.emitter, max(r.last_seen) AS last_seen,
        string_agg(DISTINCT r.version, ', ' ORDER BY r.version) AS versions,
        string_agg(DISTINCT r.signal, ', ' ORDER BY r.signal) AS signals,
        sum(r.records)::BIGINT AS records,
-       {counts}, g.capture_gap_tokens
+       {counts}, g.capture_gap_tokens,
+       coalesce(f.sampled_records, 0) AS sampled_records, f.sampling_probability,
+       coalesce(f.content_records, 0) AS content_records, coalesce(f.content_bytes, 0) AS content_bytes
 FROM emitter_records r
 LEFT JOIN emitter_calls c ON c.emitter IS NOT DISTINCT FROM r.emitter
 LEFT JOIN gaps g ON g.emitter IS NOT DISTINCT FROM r.emitter
-GROUP BY r.emitter, g.capture_gap_tokens ORDER BY r.emitter
+LEFT JOIN emitter_fidelity f ON f.emitter IS NOT DISTINCT FROM r.emitter
+GROUP BY ALL ORDER BY r.emitter
 """
 _GAPS = """
 CREATE OR REPLACE TEMP TABLE gaps AS
@@ -173,5 +217,6 @@ def publish(connection: duckdb.DuckDBPyConnection, staging: str) -> None:
     rows = read(connection, _EMITTERS.format(counts=counts))
     lines = [advice(row, str(row["emitter"] or "")) for row in rows.iter_rows(named=True)]
     table = rows.with_columns(pl.Series("advice", lines, dtype=pl.String))
-    connection.execute(f"DELETE FROM {staging}.emitters")
+    connection.execute(f"DROP TABLE {staging}.emitters")  # made anew: an older version's had fewer columns
+    connection.execute(tables.create_table(f"{staging}.emitters", tables.EMITTERS))
     append(connection, f"{staging}.emitters", table)

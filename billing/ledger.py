@@ -25,7 +25,7 @@ from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.rollup import SLOT
 from billing.standing import telling
 from billing.store import append, connect, frames, read
-from ingest.observation import LINKS, METRIC_POINTS, OBSERVATIONS
+from ingest.observation import FIDELITY, LINKS, METRIC_POINTS, OBSERVATIONS
 
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
@@ -78,6 +78,7 @@ class Batch:
     position: int
     controls: Sequence[tuple[int, bytes]] = field(default=())
     metric_points: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=METRIC_POINTS))
+    fidelity: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=FIDELITY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ class Ledger:
         removed, written = self._settle(removed, written, commit_no)
         self._mark_dirty(removed, written, commit_no)
         emitters.count(self._db, fresh, points, removed=removed, written=written)
+        emitters.count_fidelity(self._db, batch.fidelity)
         self._db.execute(
             "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
         )

@@ -95,6 +95,7 @@ class Loader:
             unrecognised=observed.unrecognised,
             position=frames[-1].offset,
             metric_points=observed.metric_points,
+            fidelity=observed.fidelity,
             controls=[(frame.offset, frame.body) for frame in frames if frame.kind == Kind.CONTROL],
         )
 

@@ -16,7 +16,7 @@ import duckdb
 import polars as pl
 
 from billing import fingerprint, spend, tables
-from ingest.observation import LINKS, METRIC_POINTS, OBSERVATIONS, REJECTS
+from ingest.observation import FIDELITY, LINKS, METRIC_POINTS, OBSERVATIONS, REJECTS
 
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # slices of frames need not be aligned
 
@@ -142,6 +142,7 @@ def _ddl() -> Iterator[str]:
         "CREATE TABLE IF NOT EXISTS emitter_calls (emitter VARCHAR, calls BIGINT, errors BIGINT, "
         "duplicates_merged BIGINT, usage_unknown_calls BIGINT, aggregates BIGINT, from_metrics BIGINT)"
     )
+    yield f"CREATE TABLE IF NOT EXISTS emitter_fidelity ({_of(FIDELITY)})"
 
 
 def _of(schema: Any) -> str:

@@ -161,6 +161,14 @@ EMITTERS = _columns(
         "BIGINT",
         "tokens that its metrics of the last 24 hours tell beyond its calls; NULL without both",
     ),
+    (
+        "sampled_records",
+        "BIGINT",
+        "records that say they are samples (trace state ot=th or ot=p, sampler attributes)",
+    ),
+    ("sampling_probability", "DOUBLE", "the lowest probability that these were kept with; NULL where none"),
+    ("content_records", "BIGINT", "records that carried prompts, answers or the like, which were dropped"),
+    ("content_bytes", "BIGINT", "how much of that came and was dropped"),
     ("advice", "VARCHAR", "what to change so that it tells all; NULL where nothing lacks"),
 )
 

@@ -134,6 +134,16 @@ class _Recognition(_Table):
     keep: list[str] = Field(default_factory=list)
 
 
+class _Content(_Table):
+    keys: list[str] = Field(default_factory=list)
+    prefixes: list[str] = Field(default_factory=list)
+
+
+class _Sampling(_Table):
+    probability: list[str] = Field(default_factory=list)
+    one_in: list[str] = Field(default_factory=list)
+
+
 class _Dialect(_Table):
     title: str = ""
     input: Convention = "inclusive"
@@ -146,6 +156,8 @@ class _Dialect(_Table):
     own_ids: dict[str, str] = Field(default_factory=dict)
     access: list[_Access] = Field(default_factory=list)
     recognition: _Recognition = Field(default_factory=_Recognition)
+    content: _Content = Field(default_factory=_Content)
+    sampling: _Sampling = Field(default_factory=_Sampling)
     rule: list[_Rule] = Field(default_factory=list)
 
 
@@ -218,7 +230,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Dialects:
     """All dialects, compiled. `kept`: vocabulary ids of keys that may be stored; `personal`: of keys
-    that may hold e-mail addresses; `urls`: of keys that hold URLs.
+    that may hold e-mail addresses; `urls`: of keys that hold URLs; `content`: of keys that hold content,
+    which is counted and never read; `probabilities`, `one_in`: of keys that tell of sampling.
     """
 
     vocabulary: Vocabulary
@@ -231,6 +244,10 @@ class Dialects:
     as_text: frozenset[int]  # keys read as text even where a number stands
     documents: Mapping[int, Document]
     metrics: frozenset[int]  # names of metrics
+    content: frozenset[int]
+    content_prefixes: tuple[str, ...]
+    probabilities: frozenset[int]
+    one_in: frozenset[int]
     operation: Key
     event_name: Key
     emitters: Mapping[str, str]
@@ -327,6 +344,11 @@ class _Compiler:
         yield from (OPERATION, EVENT_NAME)
         yield from self._kept_keys()
         yield from self.shared.recognition.hints
+        yield from (
+            *self.shared.content.keys,
+            *self.shared.sampling.probability,
+            *self.shared.sampling.one_in,
+        )
         for table in (self.shared, *self.tables.values()):
             yield from (word for words in table.operations.values() for word in words)
             for rule in table.rule:
@@ -373,6 +395,10 @@ class _Compiler:
             metrics=self._ids(
                 name for t in tables for r in t.rule if r.signal == "metric" for name in r.names
             ),
+            content=self._ids(self.shared.content.keys),
+            content_prefixes=tuple(self.shared.content.prefixes),
+            probabilities=self._ids(self.shared.sampling.probability),
+            one_in=self._ids(self.shared.sampling.one_in),
             operation=self._key(OPERATION),
             event_name=self._key(EVENT_NAME),
             emitters={

@@ -65,7 +65,7 @@ def log_identity(columns: Columns, rows: Ints, vocabulary: Vocabulary) -> tuple[
     slices = [
         _hash_slices(buffer, columns.scopes.name_start[scope], columns.scopes.name_end[scope]),
         _hash_slices(buffer, columns.scopes.version_start[scope], columns.scopes.version_end[scope]),
-        _hash_slices(buffer, records.severity_start[rows], records.severity_end[rows]),
+        _hash_slices(buffer, records.note_start[rows], records.note_end[rows]),
         _hash_slices(buffer, records.name_start[rows], records.name_end[rows]),
     ]
     content = _hash_values(buffer, records.content_start[rows], records.content_end[rows])

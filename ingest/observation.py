@@ -143,6 +143,14 @@ REJECTS: Final[Schema] = {
     "received_at": TIME,
 }
 
+FIDELITY: Final[Schema] = {  # how faithfully emitters tell: counts of records as they came
+    "emitter": pl.String(),
+    "content_records": pl.Int64(),  # that carried prompts, answers and the like, all of which was dropped
+    "content_bytes": pl.Int64(),  # of that
+    "sampled_records": pl.Int64(),  # that say they stand for more than themselves
+    "sampling_probability": pl.Float64(),  # the lowest that was told; NULL: none
+}
+
 UNRECOGNISED: Final[Schema] = {  # records that look like model calls and fit no dialect
     "scope": pl.String(),
     "name": pl.String(),

@@ -23,6 +23,7 @@ from .decode import Decoded
 from .dialect import ATTRIBUTION_FIELDS, TEXT_FIELDS, TOKEN_FIELDS, Rule
 from .dialect_match import Matched, match
 from .documents import opened
+from .fidelity import fidelity
 from .fields import UNTOLD, Anomalies, Reader
 from .identity import log_identity, point_identity, span_identity, stream_identity
 from .kept import exact, packed, spelled
@@ -49,7 +50,7 @@ _NO_OUTPUT: Final = frozenset({"embeddings", "rerank"})
 @dataclass(frozen=True, slots=True)
 class Observed:
     """`observations` (OBSERVATIONS), `links` (LINKS), `rejects` (REJECTS), `unrecognised` (UNRECOGNISED),
-    `metric_points` (METRIC_POINTS).
+    `metric_points` (METRIC_POINTS), `fidelity` (FIDELITY).
     """
 
     observations: pl.DataFrame
@@ -57,6 +58,7 @@ class Observed:
     rejects: pl.DataFrame
     unrecognised: pl.DataFrame
     metric_points: pl.DataFrame
+    fidelity: pl.DataFrame
 
 
 def observe(decoded: Decoded, *, keep_emails: bool = False) -> Observed:
@@ -64,7 +66,8 @@ def observe(decoded: Decoded, *, keep_emails: bool = False) -> Observed:
     matched = match(decoded)
     observations = _Observer(decoded, matched, roles=_CALLS, keep_emails=keep_emails).frame()
     points = _metric_points(decoded, keep_emails=keep_emails)
-    return Observed(observations, decoded.links, decoded.rejects, matched.unrecognised, points)
+    kinds = (observations, decoded.links, decoded.rejects, matched.unrecognised, points)
+    return Observed(*kinds, fidelity(decoded, matched))
 
 
 def _metric_points(decoded: Decoded, *, keep_emails: bool) -> pl.DataFrame:

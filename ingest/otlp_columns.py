@@ -76,8 +76,8 @@ class Records:
 
     `body`, `scope`, `resource`: indices; `signal`: SPAN, LOG or METRIC; `name_*`: the span's or metric's
     name, the log's event name; `time_ns`: start (log: its time); `late_ns`: end (log: observed time);
-    `status`: status code (log: severity number); `severity_*`: a log's severity text; `content_*`: a
-    log's body (AnyValue), a metric's whole message; `bad_ids`: an id of a wrong length.
+    `status`: status code (log: severity number); `note_*`: a log's severity text, a span's trace state;
+    `content_*`: a log's body (AnyValue), a metric's whole message; `bad_ids`: an id of a wrong length.
     """
 
     body: Ints
@@ -94,8 +94,8 @@ class Records:
     parent_span_id: Words
     bad_ids: Mask
     status: Ints
-    severity_start: Ints
-    severity_end: Ints
+    note_start: Ints
+    note_end: Ints
     content_start: Ints
     content_end: Ints
 
@@ -221,6 +221,7 @@ class _Reader:
 
     def _spans(self, listed: Fields, spans: _Messages, to: Records) -> None:
         self._once(listed, spans, number=15)
+        _take_slice(listed, 3, to.note_start, to.note_end)
         _take_slice(listed, 5, to.name_start, to.name_end)
         self._take_id(listed, 1, (to.trace_hi, to.trace_lo), to.bad_ids)
         self._take_id(listed, 2, (to.span_id,), to.bad_ids)
@@ -236,7 +237,7 @@ class _Reader:
     def _logs(self, listed: Fields, logs: _Messages, to: Records) -> None:
         self._once(listed, logs, number=5)
         _take_slice(listed, 12, to.name_start, to.name_end)
-        _take_slice(listed, 3, to.severity_start, to.severity_end)
+        _take_slice(listed, 3, to.note_start, to.note_end)
         _take_slice(listed, 5, to.content_start, to.content_end)
         self._take_id(listed, 9, (to.trace_hi, to.trace_lo), to.bad_ids)
         self._take_id(listed, 10, (to.span_id,), to.bad_ids)
@@ -363,8 +364,8 @@ def _blank(signal: int, messages: _Messages, *, resource: Ints) -> Records:
         parent_span_id=words(),
         bad_ids=np.zeros(len(messages), dtype=np.bool_),
         status=numbers(),
-        severity_start=numbers(),
-        severity_end=numbers(),
+        note_start=numbers(),
+        note_end=numbers(),
         content_start=numbers(),
         content_end=numbers(),
     )

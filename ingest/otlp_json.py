@@ -141,6 +141,7 @@ def _span(record: Json) -> Span:
         trace_id=_id(record, "traceId", size=16),
         span_id=_id(record, "spanId", size=8),
         parent_span_id=_id(record, "parentSpanId", size=8),
+        trace_state=_lenient_text(record.get("traceState")),
         name=_text(record.get("name"), "name"),
         kind=_enum(record.get("kind"), Span.SpanKind, "kind"),  # type: ignore[arg-type]
         start_time_unix_nano=_time(record, "startTimeUnixNano"),

@@ -115,8 +115,8 @@ def _records(stored: pl.DataFrame, buffer: Buffer, listed: Fields, *, name: tupl
         **words,
         bad_ids=np.zeros(count, dtype=np.bool_),
         status=status,
-        severity_start=nothing,
-        severity_end=nothing,
+        note_start=nothing,
+        note_end=nothing,
         content_start=nothing,
         content_end=nothing,
     )

@@ -37,6 +37,8 @@ LACKS = {
     "aggregates": "only sums",
     "metrics_only": "only metrics",
     "gap": "gap to its metrics",
+    "sampled": "records that are samples",
+    "content": "sends content",
 }
 
 
@@ -103,8 +105,8 @@ def _rule(rule: dict[str, Any], table: dict[str, Any]) -> str:
 
 
 def _advice() -> Iterator[str]:
-    yield "\n## What to change where something lacks\n"
-    yield "| emitter | lacks | change |\n|---|---|---|"
+    yield "\n## What to change where something lacks, or too much is sent\n"
+    yield "| emitter | seen | change |\n|---|---|---|"
     for emitter, lack, text in ADVICE:
         yield f"| {emitter or 'any other'} | {LACKS[lack]} | {text} |"
 

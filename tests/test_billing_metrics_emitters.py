@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from billing.ledger import Batch, Ledger
 from billing.publish import Publisher
 from billing.tables import EMITTERS, names
 from catalog.catalog import Catalog
-from ingest.observation import METRIC_POINTS
+from ingest.observation import FIDELITY, METRIC_POINTS
 from tests.observed import NO_REJECTS, NOTHING_UNRECOGNISED, links, observation, observations
 from tests.test_billing_metrics import point
 
@@ -37,7 +37,12 @@ class Book:
             epoch="e",
         )
 
-    def load(self, *calls: dict[str, Any], points: tuple[dict[str, Any], ...] = ()) -> None:
+    def load(
+        self,
+        *calls: dict[str, Any],
+        points: tuple[dict[str, Any], ...] = (),
+        fidelity: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.ledger.load(
             Batch(
                 observations=observations(*calls),
@@ -46,6 +51,7 @@ class Book:
                 unrecognised=NOTHING_UNRECOGNISED,
                 position=1,
                 metric_points=pl.DataFrame(list(points), schema=METRIC_POINTS),
+                fidelity=pl.DataFrame(list(fidelity), schema=FIDELITY),
             )
         )
 
@@ -113,6 +119,22 @@ def test_sums_that_stand_for_calls_say_what_to_turn_on(book: Book) -> None:
 
 
 def test_every_lack_has_advice_for_every_emitter() -> None:
-    lacking = {"usage_unknown_calls": 1, "aggregates": 1, "from_metrics": 1, "capture_gap_tokens": 1}
+    columns = ("usage_unknown_calls", "aggregates", "from_metrics", "capture_gap_tokens", "sampled_records")
+    lacking = dict.fromkeys((*columns, "content_records"), 1)
     for emitter, _, _ in ADVICE:
-        assert (advice(lacking, emitter) or "").count(";") >= 3
+        assert (advice(lacking, emitter) or "").count(";") >= 5
+
+
+def test_samples_and_content_are_counted_with_what_to_change(book: Book) -> None:
+    told = {"content_records": 2, "content_bytes": 300, "sampled_records": 4, "sampling_probability": 0.25}
+    book.load(observation(), fidelity=[{"emitter": "sdk", **told}, {"emitter": "other", **told}])
+    book.load(fidelity=[{"emitter": "sdk", **told, "sampling_probability": 0.5}])
+    found = book.emitter()
+    assert {name: found[name] for name in told} == {
+        "content_records": 4,
+        "content_bytes": 600,
+        "sampled_records": 8,
+        "sampling_probability": 0.25,
+    }
+    assert "always_on" in found["advice"]
+    assert "capture of content off" in found["advice"]

@@ -24,12 +24,14 @@ MUCH_LAG_BYTES = 64 << 20
 SHOWN_MODELS = 10
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 UNPRICED = "SELECT served_model, calls FROM unpriced_models ORDER BY calls DESC"
-EMITTER_FACTS = (
-    ("duplicates_merged", "duplicates merged"),
-    ("usage_unknown_calls", "without tokens"),
-    ("aggregates", "sums that stand for calls"),
-    ("from_metrics", "sums of metrics"),
-    ("capture_gap_tokens", "tokens in its metrics that no call accounts for"),
+EMITTER_FACTS = (  # column, how it is put, and whether something of the bill is missing
+    ("duplicates_merged", "duplicates merged", False),
+    ("usage_unknown_calls", "without tokens", True),
+    ("aggregates", "sums that stand for calls", True),
+    ("from_metrics", "sums of metrics", True),
+    ("capture_gap_tokens", "tokens in its metrics that no call accounts for", True),
+    ("sampled_records", "records that are samples", True),
+    ("content_records", "records with content (which was dropped)", False),
 )
 ASSUMED = (
     "SELECT agent, count(*) AS calls FROM calls WHERE cost_status = 'assumed' GROUP BY ALL ORDER BY 2 DESC"
@@ -125,8 +127,9 @@ def _figures(client: Client) -> Iterator[Finding]:
 def _emitter(told: dict[str, Any]) -> Finding:
     name = told["emitter"] or "an unnamed source"
     facts = [f"{told['calls']:,} calls by {name} ({told['signals']}; last seen {told['last_seen']})"]
-    facts += [f"{told[column]:,} {text}" for column, text in EMITTER_FACTS if told[column]]
-    return Finding("warning" if told["advice"] else "ok", ", ".join(facts), told["advice"] or "")
+    facts += [f"{told[column]:,} {text}" for column, text, _ in EMITTER_FACTS if told[column]]
+    lacking = any(told[column] for column, _, lacks in EMITTER_FACTS if lacks)
+    return Finding("warning" if lacking else "ok", ", ".join(facts), told["advice"] or "")
 
 
 def _told(rows: list[list[Any]], text: str, advice: str) -> Iterator[Finding]:
