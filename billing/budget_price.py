@@ -15,12 +15,23 @@ from typing import Protocol
 
 from billing.budget import CheckRequest
 
-__all__ = ["Costs", "Quote", "Quotes", "RememberedQuotes", "Resolution", "price", "recognised", "settled"]
+__all__ = [
+    "Costs",
+    "Quote",
+    "Quotes",
+    "RememberedQuotes",
+    "Resolution",
+    "Tariff",
+    "Tariffs",
+    "price",
+    "recognised",
+    "settled",
+]
 
 _COVERED = frozenset({"subscription", "free", "local"})
 _COSTLESS = frozenset({"free", "local"})
 _ZERO = Decimal(0)
-_MAX_QUOTES = 10_000
+_MAX_TARIFFS = 10_000
 
 
 class Resolution(Protocol):
@@ -59,30 +70,43 @@ class Quotes(Protocol):
         ...
 
 
-class RememberedQuotes:
-    """The same quotes, each asked once a minute: agents check the same models with the same estimates."""
+class Tariff(Protocol):
+    """The prices of one model."""
 
-    def __init__(self, quotes: Quotes) -> None:
-        self._quotes = quotes
+    def quote(self, usage: Mapping[str, int]) -> Quote:
+        """Prices tokens."""
+        ...
+
+
+class Tariffs(Protocol):
+    """Where the prices of a model are looked up; it may also offer `dearest`, as `Quotes`."""
+
+    def tariff(self, provider: str | None, *, model: str, at: datetime) -> Tariff:
+        """The prices of a model as it stood at a moment."""
+        ...
+
+
+class RememberedQuotes:
+    """Quotes for which each model is looked up once a minute: agents ask for the same few again and again."""
+
+    def __init__(self, tariffs: Tariffs) -> None:
+        self._tariffs = tariffs
         self._minute = -1
-        self._known: dict[tuple[object, ...], Quote] = {}
-        if (dearest := getattr(quotes, "dearest", None)) is not None:
+        self._known: dict[tuple[str | None, str], Tariff] = {}
+        if (dearest := getattr(tariffs, "dearest", None)) is not None:
             self.dearest = dearest
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens of a model as it stood at the beginning of a minute."""
         minute = int(at.timestamp()) // 60
-        if minute != self._minute or len(self._known) > _MAX_QUOTES:
+        if minute != self._minute or len(self._known) > _MAX_TARIFFS:
             self._known.clear()
             self._minute = minute
-        key = (provider, model, *usage.items())
-        quote = self._known.get(key)
-        if quote is None:
+        tariff = self._known.get((provider, model))
+        if tariff is None:
             began = datetime.fromtimestamp(minute * 60, UTC)
-            quote = self._known[key] = self._quotes.quote(
-                provider=provider, model=model, at=began, usage=usage
-            )
-        return quote
+            tariff = self._known[provider, model] = self._tariffs.tariff(provider, model=model, at=began)
+        return tariff.quote(usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,24 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from catalog.table import PARTS, PriceRow, price_decimal, with_fallbacks
 
-__all__ = ["MAX_COST_USD", "Line", "UnpricedPart", "cost", "lines", "parts_of_call", "shown_line"]
+__all__ = [
+    "MAX_COST_USD",
+    "Line",
+    "UnpricedPart",
+    "cost",
+    "lines",
+    "parts_of_call",
+    "quick_cost",
+    "shown_line",
+]
 
 MAX_COST_USD = Decimal("999999.999999999999")
 """The largest charge DECIMAL(18,12) holds."""
 
 _WIDE = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _PLACE = Decimal("1e-12")
+_PLACES = {part: place for place, part in enumerate(PARTS)}
+_REQUEST = _PLACES["request"]
 
 
 class UnpricedPart(Exception):
@@ -54,6 +65,22 @@ def cost(charged: list[Line]) -> Decimal | None:
     total = Decimal(0)
     for line in charged:
         total = _WIDE.add(total, line.usd)
+    return _rounded(total)
+
+
+def quick_cost(prices: tuple[int | None, ...], parts: Mapping[str, int]) -> Decimal | None:
+    """The same sum without its lines; `prices` are a row's, fallbacks filled in. Raises as `lines` does."""
+    total = prices[_REQUEST] or 0
+    for part, units in parts.items():
+        if units:
+            price = prices[_PLACES[part]]
+            if price is None:
+                raise UnpricedPart(part)
+            total += units * price
+    return _rounded(_WIDE.scaleb(Decimal(total), -15))
+
+
+def _rounded(total: Decimal) -> Decimal | None:
     total = _WIDE.quantize(total, _PLACE)
     return total if total <= MAX_COST_USD else None
 

@@ -12,16 +12,16 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
-from catalog.arithmetic import Line, UnpricedPart, cost, lines
+from catalog.arithmetic import Line, UnpricedPart, cost, lines, quick_cost
 from catalog.dearest import Dearest
-from catalog.finder import PriceFinder
+from catalog.finder import PriceFinder, Target
 from catalog.load import load_table
 from catalog.provider_book import load_book
 from catalog.resolve import Evidence, Resolution, Resolver
-from catalog.table import STANDARD
+from catalog.table import STANDARD, PriceRow, with_fallbacks
 from catalog.version import catalog_version
 
-__all__ = ["USAGE_PARTS", "Quote", "Quotes"]
+__all__ = ["USAGE_PARTS", "Quote", "Quotes", "Tariff"]
 
 USAGE_PARTS = {
     "input": "input",
@@ -39,13 +39,9 @@ output).
 """
 
 _INFORMATION = frozenset({"reasoning"})
-_INPUT_PARTS = (
-    "input",
-    "cache_read",
-    "cache_write",
-    "cache_write_1h",
-    "audio_input",
-    "audio_cache_read",
+_KNOWN = USAGE_PARTS.keys() | _INFORMATION
+_INPUT_PARTS = frozenset(
+    ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_cache_read")
 )
 
 
@@ -112,35 +108,106 @@ class Quotes:
         (`inference_geo`, ...). Raises ValueError for an unknown bucket or a
         negative count, for those are the asker's mistakes.
         """
-        parts = _parts(usage)
+        return self.tariff(provider, model=model, at=at, mode=mode, said=said).explained(usage)
+
+    def tariff(
+        self,
+        provider: str | None = None,
+        *,
+        model: str,
+        at: datetime,
+        mode: str = STANDARD,
+        said: Mapping[str, str] | None = None,
+    ) -> Tariff:
+        """What `model` costs at an instant (aware), for any usage; the arguments are those of `quote`."""
         answer = self._resolver.resolve(Evidence(request_model=model, provider_name=provider))
-        if answer.access.access in ("free", "local"):
-            return Quote(Decimal(0), answer.access.access, answer)
         target = self._finder.find(answer.provider, answer.served_model, answer.model)
-        if target.model is None:
-            return Quote(None, target.reason, answer)
-        told = {**target.said, **(said or {})}
-        size = sum(parts.get(part, 0) for part in _INPUT_PARTS)
-        row = target.model.row(mode, at, size, said=told)
+        return Tariff(answer, target, at=at, mode=mode, said=said)
+
+
+class Tariff:
+    """The prices of one model at one instant: looked up once, asked for many usages.
+
+    `quote` is quick and leaves out the lines, `explained` has them. Both raise ValueError as `Quotes.quote`
+    does.
+    """
+
+    __slots__ = ("_estimated", "_mode", "_name", "_tiers", "_unpriced", "resolution")
+
+    def __init__(
+        self,
+        resolution: Resolution,
+        target: Target,
+        *,
+        at: datetime,
+        mode: str,
+        said: Mapping[str, str] | None,
+    ) -> None:
+        self.resolution = resolution
+        self._estimated = target.estimated
+        self._unpriced = _unpriced(resolution, target)
+        if target.model is not None:
+            told = {**target.said, **(said or {})}
+            self._name, self._mode = target.model.name, target.model.mode(mode, told)
+            rows = target.model.tiers(mode, at, said=told)
+            self._tiers = [(row, with_fallbacks(row.prices)) for row in rows]
+
+    def quote(self, usage: Mapping[str, int]) -> Quote:
+        """The list cost of some usage, without its lines and the name of its row."""
+        parts = _parts(usage)
+        if self._unpriced is not None:
+            return self._unpriced
+        try:
+            total = quick_cost(self._tier(parts)[1], parts)
+        except UnpricedPart as part:
+            return self._without_price(part)
+        return Quote(total, _reason(total), self.resolution, self._estimated)
+
+    def explained(self, usage: Mapping[str, int]) -> Quote:
+        """The list cost of some usage with the arithmetic."""
+        parts = _parts(usage)
+        if self._unpriced is not None:
+            return self._unpriced
+        row, _ = self._tier(parts)
         try:
             charged = lines(row, parts)
         except UnpricedPart as part:
-            return Quote(None, f"{target.model.name} has no price for {part}", answer)
+            return self._without_price(part)
         total = cost(charged)
         return Quote(
             total,
-            "" if total is not None else "more than a call can cost",
-            answer,
-            estimated=target.estimated,
-            price_id=row.price_id(target.model.name, target.model.mode(mode, told)),
+            _reason(total),
+            self.resolution,
+            estimated=self._estimated,
+            price_id=row.price_id(self._name, self._mode),
             lines=tuple(charged),
         )
 
+    def _tier(self, parts: Mapping[str, int]) -> tuple[PriceRow, tuple[int | None, ...]]:
+        if len(self._tiers) == 1:
+            return self._tiers[0]
+        size = sum(units for part, units in parts.items() if part in _INPUT_PARTS)
+        return [each for each in self._tiers if not each[0].over_tokens or size > each[0].over_tokens][-1]
+
+    def _without_price(self, part: UnpricedPart) -> Quote:
+        return Quote(None, f"{self._name} has no price for {part}", self.resolution)
+
+
+def _unpriced(resolution: Resolution, target: Target) -> Quote | None:
+    """The answer whatever the usage is, where there is one."""
+    if resolution.access.access in ("free", "local"):
+        return Quote(Decimal(0), resolution.access.access, resolution)
+    return Quote(None, target.reason, resolution) if target.model is None else None
+
+
+def _reason(total: Decimal | None) -> str:
+    return "" if total is not None else "more than a call can cost"
+
 
 def _parts(usage: Mapping[str, int]) -> dict[str, int]:
-    unknown = sorted(set(usage) - set(USAGE_PARTS) - _INFORMATION)
-    if unknown:
+    if not usage.keys() <= _KNOWN:
+        unknown = sorted(usage.keys() - _KNOWN)
         raise ValueError(f"unknown usage {', '.join(unknown)}; known: {', '.join(USAGE_PARTS)}, reasoning")
-    if any(count < 0 for count in usage.values()):
+    if usage and min(usage.values()) < 0:
         raise ValueError("usage counts cannot be negative")
     return {USAGE_PARTS[name]: count for name, count in usage.items() if name in USAGE_PARTS}

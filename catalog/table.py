@@ -199,6 +199,13 @@ class PriceModel:
         self, mode: str, at: datetime, input_tokens: int, *, said: Mapping[str, str] | None = None
     ) -> PriceRow:
         """Find the row for an instant and an inclusive input size: newest date, then day, period, tier."""
+        tiers = self.tiers(mode, at, said=said)
+        return [row for row in tiers if not row.over_tokens or input_tokens > row.over_tokens][-1]
+
+    def tiers(
+        self, mode: str, at: datetime, *, said: Mapping[str, str] | None = None
+    ) -> tuple[PriceRow, ...]:
+        """The rows for an instant, one for each input size from which another price holds, ascending."""
         rows = self.rows[self.mode(mode, said)]
         now_s = seconds(at)
         dated = max((r.valid_from_s for r in rows if r.valid_from_s <= now_s), default=rows[0].valid_from_s)
@@ -206,12 +213,7 @@ class PriceModel:
         special = any(r.days is not None and now_s // DAY_S in r.days for r in rows)
         rows = tuple(r for r in rows if (r.days is not None) == special)
         period = max(r.period_from_s for r in rows if r.period_from_s <= now_s % DAY_S)
-        above = (
-            r
-            for r in rows
-            if r.period_from_s == period and (not r.over_tokens or input_tokens > r.over_tokens)
-        )
-        return max(above, key=lambda r: r.over_tokens)
+        return tuple(sorted((r for r in rows if r.period_from_s == period), key=lambda row: row.over_tokens))
 
 
 @dataclass(frozen=True)
