@@ -368,7 +368,7 @@ def _told_by(attributes: Mapping[str, object]) -> dict[str, str]:
     return told
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BudgetFigures:
     """Where one budget stands now. Amounts are decimal strings in the meter's unit (US dollars, tokens,
     calls).
@@ -394,7 +394,7 @@ class BudgetFigures:
     shadow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CheckReply:
     """The answer to a check: a denial is an answer, not an error.
 

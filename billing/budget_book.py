@@ -24,7 +24,7 @@ every budget it falls under at once, so that the next check sees it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -80,10 +80,10 @@ class _State:
         self.spend.roll(now)
         return Standing(self.budget, self.spend, self.allowances, self.counted_for is not None, self.reserved)
 
-    def shown(self, before: BudgetFigures) -> BudgetFigures:
-        """The figures, with what is reserved now."""
+    def bring_up(self, shown: BudgetFigures) -> None:
+        """Puts what is reserved now into the figures."""
         left = EXACT.subtract(self.budget.limit, EXACT.add(self.spend.amount, self.reserved))
-        return replace(before, reserved=decimal_text(self.reserved), remaining=decimal_text(left))
+        shown.reserved, shown.remaining = decimal_text(self.reserved), decimal_text(left)
 
     def take_over(self, other: _State) -> None:
         """Goes on with the spend of the same budget's other definition, if that counts the same calls."""
@@ -113,7 +113,7 @@ def _passing(standing: Standing, threshold: Threshold, *, now: datetime) -> Budg
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Judged:
     """A check, judged: the dimensions and costs it was taken for, and the budgets' verdicts by id.
 
@@ -207,8 +207,11 @@ class BudgetBook:
 
     def hold(self, hold: Hold) -> None:
         """Counts a reservation from here on."""
+        self._hold(hold, self._index.match(hold.told)[0])
+
+    def _hold(self, hold: Hold, budget_ids: Iterable[str]) -> None:
         self.holds.add(hold)
-        hold.counted = dict.fromkeys(self._index.match(hold.told)[0], ZERO)
+        hold.counted = dict.fromkeys(budget_ids, ZERO)
         self._weigh(hold)
 
     def let_go(self, hold: Hold) -> None:
@@ -237,10 +240,11 @@ class BudgetBook:
         ids = [] if hold.forgotten else self._index.match(hold.told)[0]
         return [figures(self._states[each].at(now)) for each in ids]
 
-    def figures_with(self, judged: Judged) -> list[BudgetFigures]:
-        """The figures of a check that has just been reserved."""
-        verdicts = judged.verdicts.items()
-        return [self._states[budget_id].shown(verdict.figures) for budget_id, verdict in verdicts]
+    def reserve(self, hold: Hold, judged: Judged) -> None:
+        """Counts the reservation of a check just judged, and brings the figures in its reply up to it."""
+        self._hold(hold, judged.verdicts)
+        for budget_id, verdict in judged.verdicts.items():
+            self._states[budget_id].bring_up(verdict.figures)
 
     def _weigh(self, hold: Hold) -> None:
         for budget_id, counted in hold.counted.items():

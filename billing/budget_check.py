@@ -28,7 +28,7 @@ UNITS = {"billed_usd": "USD billed", "list_usd": "USD at list price", "tokens": 
 _ONE = Decimal(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Standing:
     """One budget, its spend now, and what reservations hold of it.
 
@@ -47,7 +47,7 @@ class Standing:
         return EXACT.add(self.spend.amount, self.reserved) if self.reserved else self.spend.amount
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """What one budget says of a check. `action` is None where it has nothing against it, or only in shadow.
 
@@ -64,7 +64,7 @@ class Verdict:
     left: Decimal | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Need:
     amount: Decimal | None
     refused: str | None = None

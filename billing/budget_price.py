@@ -109,7 +109,7 @@ class RememberedQuotes:
         return tariff.quote(usage)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Costs:
     """What the call is expected to need; None is not known.
 

@@ -208,17 +208,12 @@ class ReservationDesk:
         if judged.counting:
             raise NotReady("the calls of a new budget are still being counted; nothing can be promised yet")
         hold = self._new_hold(request, judged, digest)
-        self.book.hold(hold)
-        promised = replace(
-            reply,
-            budgets=self.book.figures_with(judged),
-            reservation_id=hold.id,
-            expires_at=moment(hold.expires_us),
-        )
+        self.book.reserve(hold, judged)
+        reply.reservation_id, reply.expires_at = hold.id, moment(hold.expires_us)
         await self._write(hold, _reserve_record(hold), undo=lambda: self.book.let_go(hold))
         hold.written = True
         self.reservations += 1
-        return promised
+        return reply
 
     def _new_hold(self, request: CheckRequest, judged: Judged, digest: str) -> Hold:
         at_us = microseconds(self._clock())

@@ -22,9 +22,10 @@ from billing.budget_price import RememberedQuotes
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from ingest.intake import Intake
-from ingest.journal import Journal, JournalError, Kind
+from ingest.journal import Journal
 from ingest.limits import Limits
 from tollbook.channel import Message
+from tollbook.control_log import ControlLog
 from tollbook.ledger_link import LedgerGone, LedgerLink
 from tollbook.problems import Problem
 from tollbook.reader_pool import ReaderLimits, ReaderPool
@@ -34,7 +35,8 @@ log = logging.getLogger("tollbook.front")
 
 COUNTING_TIMEOUT_S = 5.0
 """How long the definition of a budget waits for its spend; until that is known, checks say so."""
-MAX_WAITING_EVENTS = 1000
+EVENTS_AT_ONCE = 100
+MAX_WAITING_EVENTS = 10_000
 """Budget decisions waiting to be journaled; beyond it they are counted as dropped, never waited for."""
 
 
@@ -45,7 +47,8 @@ class Front:
         self.settings = settings
         self.journal = journal
         self.intake = Intake(journal, Limits(**settings.limits.model_dump()))
-        self.desk = ReservationDesk(self._journal, keep=self._keep, ready_from=journal.durable)
+        self._controls = ControlLog(journal)
+        self.desk = ReservationDesk(self._controls.append, keep=self._keep, ready_from=journal.durable)
         self.readers = ReaderPool(settings.server.data_dir / "usage.duckdb", _reader_limits(settings))
         self.ledger = LedgerLink(_ledger_config(settings, journal), on_state=self._take)
         self.events: asyncio.Queue[BudgetEvent] = asyncio.Queue(MAX_WAITING_EVENTS)
@@ -111,7 +114,7 @@ class Front:
 
     async def define_budget(self, budget: Budget) -> None:
         """Define a budget, durably, and wait a moment for the ledger to count the calls it already has."""
-        offset = await self._journal(encode_control("put", budget=budget))
+        offset = await self._controls.append_alone(encode_control("put", budget=budget))
         self.budgets.put(budget, offset)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COUNTING_TIMEOUT_S):
@@ -120,7 +123,7 @@ class Front:
 
     async def delete_budget(self, budget_id: str) -> None:
         """Delete a budget, durably."""
-        offset = await self._journal(encode_control("delete", budget_id=budget_id))
+        offset = await self._controls.append_alone(encode_control("delete", budget_id=budget_id))
         self.budgets.delete(budget_id, offset)
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
@@ -161,12 +164,6 @@ class Front:
             "uptime_seconds": time.time() - self.started_at,
         }
 
-    async def _journal(self, body: bytes) -> int:
-        try:
-            return await self.journal.append(Kind.CONTROL, body, received_at_ns=time.time_ns())
-        except JournalError as error:
-            raise Problem("journal_failed", str(error), retry_after_s=2) from error
-
     def _take(self, message: Message) -> None:
         """Follow the ledger: release what it has committed, keep the budgets equal to it."""
         self.journal.release(min(self.ledger.committed, self.journal.durable))
@@ -197,14 +194,16 @@ class Front:
             self.events_dropped += 1
 
     async def _keep_events(self) -> None:
-        """Journal budget events after the reply they belong to."""
+        """Journal budget events after the replies they belong to, as many at once as there are."""
         while True:
-            event = await self.events.get()
+            events = [await self.events.get()]
+            while not self.events.empty() and len(events) < EVENTS_AT_ONCE:
+                events.append(self.events.get_nowait())
+            bodies = [encode_control("event", event=event) for event in events]
             try:
-                body = encode_control("event", event=event)
-                await self.journal.append(Kind.CONTROL, body, received_at_ns=time.time_ns())
-            except JournalError:
-                self.events_dropped += 1
+                await asyncio.gather(*(self._controls.append(body) for body in bodies))
+            except Problem:
+                self.events_dropped += len(events)
 
     async def _start_readers(self) -> None:
         """The readers need a published file, so they start after the ledger's first word."""
