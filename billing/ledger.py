@@ -107,6 +107,7 @@ class Ledger:
         self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
         self.position = _number(connection, "SELECT max(position) FROM commits WHERE epoch = ?", epoch)
         self._metrics = MetricBook(connection, pricing)
+        self._no_calls: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame] | None = None
         self._feed = spend.SpendFeed(connection, epoch=epoch, news_until=news_until)
 
     @classmethod
@@ -223,6 +224,15 @@ class Ledger:
         self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """The calls removed and written, and the fresh observations with what fusion noted about them."""
+        if fresh.is_empty() and links.is_empty():  # controls alone: thousands of reservations a second
+            if self._no_calls is None:
+                self._no_calls = self._fuse_and_write(fresh, links, commit_no)
+            return self._no_calls
+        return self._fuse_and_write(fresh, links, commit_no)
+
+    def _fuse_and_write(
+        self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
+    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         counted = fresh.filter((pl.col("role") == COUNTED) | telling())
         old = related(self._db, counted, links)
         everything = pl.concat([counted, old])

@@ -383,7 +383,7 @@ def _row(control: Reserve, offset: int) -> Row:
         expires_us=control.expires_us,
         told=orjson.dumps(control.told).decode(),
         model=control.model,
-        costs=orjson.dumps(told_costs(control.costs.costs())).decode(),
+        costs=control.costs.model_dump_json(exclude_none=True),
         trace_id=control.trace_id,
         response_id=None,
         place_offset=offset,
