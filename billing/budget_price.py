@@ -63,7 +63,9 @@ class Quote(Protocol):
 
 
 class Quotes(Protocol):
-    """The catalogue's prices. It may also offer `dearest(usage=, at=)`: the highest price of any model."""
+    """The catalogue's prices. It may also offer `dearest(usage=, at=)`, the highest price of any model, and
+    `account_access(account_id, provider=, at=)`, what the operator says of an account.
+    """
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens (`input`, `output`) of a model as it stood at a moment."""
@@ -93,8 +95,9 @@ class RememberedQuotes:
         self._tariffs = tariffs
         self._minute = -1
         self._known: dict[tuple[str | None, str], Tariff] = {}
-        if (dearest := getattr(tariffs, "dearest", None)) is not None:
-            self.dearest = dearest
+        for name in ("dearest", "account_access"):
+            if (method := getattr(tariffs, name, None)) is not None:
+                setattr(self, name, method)
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens of a model as it stood at the beginning of a minute."""
@@ -137,7 +140,17 @@ def recognised(
     quote = quotes.quote(provider=told.get("provider"), model=model, at=now, usage=_usage(request))
     if request.model is not None and quote.resolution is not None:
         told |= _resolved(quote.resolution, model_told=request.scope.model is not None)
+    told |= _by_account(told, now=now, quotes=quotes)
     return told, quote
+
+
+def _by_account(told: Mapping[str, str], *, now: datetime, quotes: Quotes) -> dict[str, str]:
+    """The access that the operator's accounts give the call, where the check does not tell."""
+    ask = getattr(quotes, "account_access", None)
+    if ask is None or "access" in told or "account_id" not in told:
+        return {}
+    access: str | None = ask(told["account_id"], provider=told.get("provider"), at=now)
+    return {} if access is None else {"access": access}
 
 
 def _usage(request: CheckRequest) -> dict[str, int]:

@@ -188,7 +188,6 @@ def _facts(merged: pl.DataFrame) -> pl.DataFrame:
 def _finish(priced: pl.DataFrame, now: datetime) -> pl.DataFrame:
     absent = {
         "usage_details": pl.lit(None, pl.List(pl.Struct({"key": pl.String, "value": pl.Int64}))),
-        "plan_draw": pl.lit(None, pl.Decimal(38, 12)),
         "revision": pl.lit(1, pl.Int32),
         "recorded_at": pl.lit(now).cast(pl.Datetime("us", "UTC")),
     }

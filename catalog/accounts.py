@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from catalog.provider_facts import Access
 
-__all__ = ["AccountRule", "chosen_rule", "fitting_rules"]
+__all__ = ["AccountRule", "changes", "chosen_rule", "fitting_rules"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,16 @@ class AccountRule:
     account_id: str | None = None
     service: str | None = None
     provider: str | None = None
+    since: datetime | None = None
+    """The calls it is about started at this instant (UTC) or later."""
+    until: datetime | None = None
+    """... and before this one."""
+
+    def holds(self, at: datetime | None) -> bool:
+        """Say whether it is about calls of an instant; an unknown one fits only what always holds."""
+        if at is None:
+            return self.since is None and self.until is None
+        return (self.since is None or self.since <= at) and (self.until is None or at < self.until)
 
     @property
     def described(self) -> str:
@@ -36,15 +47,23 @@ class AccountRule:
         return self.account_id is not None, self.service is not None, self.provider is not None
 
 
-def fitting_rules(rules: Sequence[AccountRule], *, account_id: str | None, service: str | None) -> str | None:
-    """Give the numbers of the rules that fit an account and a service, the most exact first: `"2,0"`.
+def changes(rules: Sequence[AccountRule]) -> list[datetime]:
+    """Give the instants at which a rule begins or ends, in order: between two of them the same rules hold."""
+    return sorted({at for rule in rules for at in (rule.since, rule.until) if at is not None})
+
+
+def fitting_rules(
+    rules: Sequence[AccountRule], *, account_id: str | None, service: str | None, at: datetime | None = None
+) -> str | None:
+    """Give the numbers of the rules that fit an account and a service at an instant, the most exact first:
+    `"2,0"`.
 
     The answer goes into a call's evidence, so that a million calls of one kind are still resolved once.
     """
     fits = [
         (rule.weight, -number)
         for number, rule in enumerate(rules)
-        if rule.account_id in (None, account_id) and rule.service in (None, service)
+        if rule.account_id in (None, account_id) and rule.service in (None, service) and rule.holds(at)
     ]
     return ",".join(str(-number) for _, number in sorted(fits, reverse=True)) or None
 

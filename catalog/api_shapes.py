@@ -7,7 +7,7 @@ context or a usage is an error, because a price that ignores a condition is a wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -52,6 +52,9 @@ ATTRIBUTES: dict[str, str] = {
     "tollbook.credential_kind": "credential_kind",
 }
 """Attribute of a question -> what it is evidence of; of two for one field the first named here wins."""
+
+ACCOUNT_ATTRIBUTES = ("tollbook.account", "user.account_uuid", "user.account_id", "organization.id")
+"""Attributes of a question that tell whose account it is, strongest first."""
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Bucket = Literal[
@@ -149,7 +152,12 @@ def _stated(attributes: Mapping[str, Any], book: Book | None) -> dict[str, str]:
 
 def answer_resolve(item: ResolveItem, quotes: Quotes) -> dict[str, Any]:
     """Resolve one id: provider, model, access and what each rests on."""
-    found = quotes.resolve(evidence_of(item.model, item.attributes, quotes.book))
+    found = quotes.resolve(
+        evidence_of(item.model, item.attributes, quotes.book),
+        account_id=_first_text(item.attributes, ACCOUNT_ATTRIBUTES),
+        service=_first_text(item.attributes, ("service.name",)),
+        at=datetime.now(UTC),
+    )
     status, confidence = _verdict(found)
     evidence = [text for text in (found.evidence, found.access.evidence) if text]
     return {
@@ -165,6 +173,11 @@ def answer_resolve(item: ResolveItem, quotes: Quotes) -> dict[str, Any]:
         "candidates": list(found.candidates),
         "evidence": list(dict.fromkeys(evidence)),
     }
+
+
+def _first_text(attributes: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    told = (attributes.get(key) for key in keys)
+    return next((text for text in told if isinstance(text, str) and text), None)
 
 
 def _verdict(found: Resolution) -> tuple[str, str]:

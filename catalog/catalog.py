@@ -7,16 +7,19 @@ It works on Polars frames and belongs in the ledger's process. A process that mu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from catalog.accounts import AccountRule, fitting_rules
+from catalog.accounts import AccountRule, changes, fitting_rules
 from catalog.explain import explain_call
 from catalog.finder import PriceFinder
 from catalog.findings import access_findings
 from catalog.load import load_table
+from catalog.plan_book import PlanBook, load_plan_book
+from catalog.plan_draw import plan_draws
 from catalog.provider_book import Book, load_book
 from catalog.rate import Rater
 from catalog.resolve import Evidence, Resolution, Resolver
@@ -41,6 +44,8 @@ _EVIDENCE: dict[str, pl.DataType] = {
 }
 """Columns that resolving reads, in the order of Evidence; one that is absent counts as not told."""
 
+_TIME = pl.Datetime("us", "UTC")
+_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 _MODIFIERS = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _RESOLVED: dict[str, pl.DataType] = {
     "provider": pl.String(),
@@ -65,12 +70,15 @@ class Catalog:
         book: Book,
         *,
         accounts: Sequence[AccountRule] = (),
+        plans: PlanBook | None = None,
         assume_unknown_access: bool = True,
     ) -> None:
         self.table = table
-        self.version = catalog_version(table, book)
+        self.plans = plans or load_plan_book(book)
+        self.version = catalog_version(table, book, self.plans)
         self._book = book
-        self._accounts = tuple(accounts)
+        self._accounts = (*self.plans.rules, *accounts)
+        self._changes = changes(self._accounts)
         self._resolver = Resolver(book, self._accounts)
         self._finder = PriceFinder(book, table, self._resolver)
         self._rater = Rater(
@@ -83,19 +91,22 @@ class Catalog:
         cache_dir: Path | None = None,
         *,
         overlay: Path | None = None,
+        accounts_file: Path | None = None,
         accounts: Sequence[AccountRule] = (),
         assume_unknown_access: bool = True,
     ) -> Catalog:
         """Load the reviewed data and the compiled prices (compiled into `cache_dir` when absent).
 
         `overlay` is the operator's price file, or a folder of them; its rows beat ours and the source's.
-        `accounts` say what access accounts, services or providers have where a call does not tell.
+        `accounts_file`, then `accounts`, say what access accounts, services or providers have where a call
+        does not tell.
         `assume_unknown_access`: bill list price for calls whose access is unknown (status 'assumed');
         otherwise their billed cost stays NULL. Raises CatalogError with what to do.
         """
         book = load_book()
         table = load_table(cache_dir, book, overlay=overlay)
-        return cls(table, book, accounts=accounts, assume_unknown_access=assume_unknown_access)
+        plans = load_plan_book(book, accounts_file)
+        return cls(table, book, accounts=accounts, plans=plans, assume_unknown_access=assume_unknown_access)
 
     def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Add provider, served_model, model, snapshot, resolution, modifiers, access (with evidence,
@@ -119,20 +130,32 @@ class Catalog:
         """Put beside each call the numbers of the account rules that fit it."""
         if not self._accounts:
             return calls.with_columns(pl.lit(None, dtype=pl.String).alias("accounts"))
-        whose = calls.select(_told(calls, name, pl.String()) for name in ("account_id", "service"))
-        pairs = whose.unique()
-        fits = [fitting_rules(self._accounts, account_id=a, service=s) for a, s in pairs.iter_rows()]
-        pairs = pairs.with_columns(pl.Series("accounts", fits, dtype=pl.String))
-        found = whose.join(
-            pairs, on=["account_id", "service"], nulls_equal=True, maintain_order="left", how="left"
+        whose = calls.select(
+            *(_told(calls, name, pl.String()) for name in ("account_id", "service")), self._stretch(calls)
         )
+        pairs = whose.unique()
+        fits = [
+            fitting_rules(self._accounts, account_id=account, service=service, at=at)
+            for account, service, at in pairs.iter_rows()
+        ]
+        pairs = pairs.with_columns(pl.Series("accounts", fits, dtype=pl.String))
+        found = whose.join(pairs, on=whose.columns, nulls_equal=True, maintain_order="left", how="left")
         return calls.with_columns(found["accounts"])
+
+    def _stretch(self, calls: pl.DataFrame) -> pl.Expr:
+        """The first instant of the stretch that a call started in, in which the same rules hold."""
+        began = _told(calls, "started_at", _TIME)
+        first = pl.lit(_LONG_AGO, _TIME)
+        for at in self._changes:
+            first = pl.when(began >= pl.lit(at, _TIME)).then(pl.lit(at, _TIME)).otherwise(first)
+        return pl.when(began.is_not_null()).then(first).alias("stretch")
 
     def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Add usage_known, usage_complete, list_cost_usd, billed_cost_usd, cost_status, price_id,
-        catalog_version.
+        catalog_version and plan_draw.
         """
-        return self._rater.rate(calls)
+        rated = self._rater.rate(calls)
+        return rated.with_columns(plan_draws(rated, self.plans.plans))
 
     def findings(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Find conflicts of access among resolved calls: flips in a session, plan keys on metered doors."""

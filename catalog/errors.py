@@ -3,6 +3,7 @@
     CatalogError
     ├── ProviderDataError   a reviewed TOML file is wrong: names file, key and what is allowed
     ├── PriceFileError      a price file (shipped or the operator's) is wrong: names file and line
+    ├── AccountFileError    the operator's accounts file is wrong: names file and line
     ├── PriceDataError      the price source could not be compiled or its cache not written
     └── EndpointError       a live call's URL cannot be made: names what is not set
 
@@ -11,7 +12,14 @@ Data that is merely unknown (a model without a price) is never an error: it is N
 
 from __future__ import annotations
 
-__all__ = ["CatalogError", "EndpointError", "PriceDataError", "PriceFileError", "ProviderDataError"]
+__all__ = [
+    "AccountFileError",
+    "CatalogError",
+    "EndpointError",
+    "PriceDataError",
+    "PriceFileError",
+    "ProviderDataError",
+]
 
 
 class CatalogError(Exception):
@@ -30,6 +38,12 @@ class PriceFileError(CatalogError):
     """A price file does not validate or names what is not there; the message lists every file and line."""
 
     code = "catalog_price_file_invalid"
+
+
+class AccountFileError(CatalogError):
+    """An accounts file does not validate or names what is not there; the message lists every place."""
+
+    code = "catalog_account_file_invalid"
 
 
 class PriceDataError(CatalogError):

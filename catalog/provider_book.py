@@ -19,7 +19,7 @@ from catalog.errors import ProviderDataError
 from catalog.provider_facts import Lab, Labs, Provider
 from catalog.toml_source import TomlText, read_toml
 
-__all__ = ["DATA", "Book", "fold_name", "load_book"]
+__all__ = ["DATA", "Book", "digest", "fold_name", "load_book"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def load_book(data: Path = DATA) -> Book:
     problems = list(_unknown_references(labs, known, data / "labs.toml"))
     if problems:
         raise ProviderDataError("\n".join(problems))
-    return _book(known, labs, _digest([data / "labs.toml", *files]))
+    return _book(known, labs, digest([data / "labs.toml", *files]))
 
 
 def _contradictions(providers: dict[Path, Provider]) -> Iterator[str]:
@@ -122,15 +122,15 @@ def _unknown_references(labs: Labs, providers: dict[str, Provider], path: Path) 
                 yield f"{at}: lab {lab.id}: providers: {provider} has no file in providers/"
 
 
-def _digest(files: list[Path]) -> str:
+def digest(files: list[Path]) -> str:
     """Hash the files' bytes: any change of a reviewed fact is another catalogue version."""
-    digest = sha256()
+    hashed = sha256()
     for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+        hashed.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return hashed.hexdigest()
 
 
-def _book(providers: dict[str, Provider], labs: Labs, digest: str) -> Book:
+def _book(providers: dict[str, Provider], labs: Labs, sha256_of_files: str) -> Book:
     return Book(
         providers=providers,
         names={fold_name(n): p.id for p in providers.values() for n in (p.id, *p.aliases)},
@@ -141,5 +141,5 @@ def _book(providers: dict[str, Provider], labs: Labs, digest: str) -> Book:
         orgs={fold_name(org): lab.id for lab in labs.lab for org in (lab.id, *lab.orgs)},
         decorations=tuple((re.compile(regex), modifier) for regex, modifier in labs.decorations),
         snapshot=re.compile(labs.snapshot),
-        sha256=digest,
+        sha256=sha256_of_files,
     )

@@ -7,15 +7,17 @@ digit. It imports neither Polars nor the price source. An unknown price is None 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
+from catalog.accounts import AccountRule, chosen_rule, fitting_rules
 from catalog.arithmetic import Line, UnpricedPart, cost, lines, quick_cost
 from catalog.dearest import Dearest
 from catalog.finder import PriceFinder, Target
 from catalog.load import load_table
+from catalog.plan_book import load_plan_book
 from catalog.provider_book import load_book
 from catalog.resolve import Evidence, Resolution, Resolver
 from catalog.table import STANDARD, PriceRow, with_fallbacks
@@ -65,25 +67,50 @@ class Quote:
 class Quotes:
     """Quotes list prices from one version of the catalogue."""
 
-    def __init__(self, resolver: Resolver, finder: PriceFinder, version: str) -> None:
-        self._resolver, self._finder = resolver, finder
+    def __init__(
+        self, resolver: Resolver, finder: PriceFinder, version: str, *, accounts: tuple[AccountRule, ...] = ()
+    ) -> None:
+        self._resolver, self._finder, self._accounts = resolver, finder, accounts
         self._dearest = Dearest(finder.table)
         self.book = resolver.book
         self.version = version
 
     @classmethod
-    def load(cls, cache_dir: Path | None = None, *, overlay: Path | None = None) -> Quotes:
+    def load(
+        cls,
+        cache_dir: Path | None = None,
+        *,
+        overlay: Path | None = None,
+        accounts_file: Path | None = None,
+    ) -> Quotes:
         """Load the reviewed data and the compiled prices; with a directory, compiling is left to a child
-        process. `overlay` is the operator's price file.
+        process. `overlay` and `accounts_file` are the operator's prices and accounts; raises CatalogError
+        with file and line of what is wrong in them.
         """
         book = load_book()
         table = load_table(cache_dir, book, overlay=overlay)
-        resolver = Resolver(book, remembers=REMEMBERED)
-        return cls(resolver, PriceFinder(book, table, resolver), catalog_version(table, book))
+        plans = load_plan_book(book, accounts_file)
+        resolver = Resolver(book, plans.rules, remembers=REMEMBERED)
+        finder = PriceFinder(book, table, resolver)
+        return cls(resolver, finder, catalog_version(table, book, plans), accounts=plans.rules)
 
-    def resolve(self, evidence: Evidence) -> Resolution:
-        """Resolve one set of evidence."""
-        return self._resolver.resolve(evidence)
+    def resolve(
+        self,
+        evidence: Evidence,
+        *,
+        account_id: str | None = None,
+        service: str | None = None,
+        at: datetime | None = None,
+    ) -> Resolution:
+        """Resolve one set of evidence, by the operator's rules for the account and service at an instant."""
+        fits = fitting_rules(self._accounts, account_id=account_id, service=service, at=at)
+        return self._resolver.resolve(replace(evidence, accounts=fits) if fits else evidence)
+
+    def account_access(self, account_id: str, *, provider: str | None, at: datetime) -> str | None:
+        """Give the access that the operator says an account has at an instant; None where nothing is said."""
+        fits = fitting_rules(self._accounts, account_id=account_id, service=None, at=at)
+        rule = chosen_rule(self._accounts, fits, provider)
+        return None if rule is None else rule.access
 
     def dearest(self, *, usage: Mapping[str, int], at: datetime) -> Quote:
         """Price `usage` at the highest list price of any model at an instant (standard mode)."""

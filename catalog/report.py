@@ -17,6 +17,7 @@ from catalog.compile import adopt, adopted_source, compile_installed, installed_
 from catalog.errors import PriceDataError
 from catalog.finder import PriceFinder
 from catalog.load import lay_over
+from catalog.plan_book import load_plan_book
 from catalog.provider_book import Book, load_book
 from catalog.quote import Quotes
 from catalog.resolve import Resolver
@@ -34,9 +35,12 @@ priced by (the adopted source, our prices, the operator's).
 class CatalogReport:
     """Answers about one catalogue on disk."""
 
-    def __init__(self, cache_dir: Path, *, overlay: Path | None = None) -> None:
+    def __init__(
+        self, cache_dir: Path, *, overlay: Path | None = None, accounts_file: Path | None = None
+    ) -> None:
         self._cache_dir, self._overlay = cache_dir, overlay
         self._book = load_book()
+        self._plans = load_plan_book(self._book, accounts_file)
 
     @property
     def book(self) -> Book:
@@ -59,9 +63,11 @@ class CatalogReport:
         `near` is empty unless there is no price.
         """
         table = self.table("ours")
-        resolver = Resolver(self._book)
+        resolver = Resolver(self._book, self._plans.rules)
         finder = PriceFinder(self._book, table, resolver)
-        quotes = Quotes(resolver, finder, catalog_version(table, self._book))
+        quotes = Quotes(
+            resolver, finder, catalog_version(table, self._book, self._plans), accounts=self._plans.rules
+        )
         attributes = {"gen_ai.provider.name": item.provider} if item.provider else {}
         resolved = answer_resolve(ResolveItem(model=item.model, attributes=attributes), quotes)
         priced = answer_price(item, quotes)
@@ -71,9 +77,9 @@ class CatalogReport:
 
     def resolve(self, item: ResolveItem) -> dict[str, Any]:
         """Resolve one id: the answer of `/resolve`."""
-        resolver = Resolver(self._book)
-        table = PriceTable("", ())
-        return answer_resolve(item, Quotes(resolver, PriceFinder(self._book, table, resolver), ""))
+        resolver = Resolver(self._book, self._plans.rules)
+        finder = PriceFinder(self._book, PriceTable("", ()), resolver)
+        return answer_resolve(item, Quotes(resolver, finder, "", accounts=self._plans.rules))
 
     def diff(
         self, before: str, after: str, *, at: datetime, litellm: Path | None = None
@@ -93,7 +99,7 @@ class CatalogReport:
         return {
             "adopted": adopted_source(self._cache_dir),
             "installed": installed_source(),
-            "catalog_version": catalog_version(table, self._book),
+            "catalog_version": catalog_version(table, self._book, self._plans),
             "providers": len(self._book.providers),
             "priced_models": sum(1 for model in table.models if model.rows),
         }

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from catalog.plan_facts import AccountFile, Plan
 from catalog.price_files import PriceFile
 from catalog.provider_facts import Labs, Provider
 from catalog.toml_source import Data
@@ -18,11 +19,17 @@ from catalog.toml_source import Data
 __all__ = ["FOLDER", "SHAPES", "schema_text"]
 
 FOLDER = Path(__file__).parent / "schema"
-SHAPES: dict[str, type[Data]] = {"provider": Provider, "prices": PriceFile, "labs": Labs}
+SHAPES: dict[str, type[Data]] = {
+    "provider": Provider,
+    "prices": PriceFile,
+    "labs": Labs,
+    "plan": Plan,
+    "accounts": AccountFile,
+}
 
 
 def schema_text(name: str) -> str:
-    """Give the JSON Schema of `provider`, `prices` or `labs` as it is written to its file."""
+    """Give the JSON Schema of a shape as it is written to its file."""
     schema: dict[str, Any] = SHAPES[name].model_json_schema()
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"tollbook {name} file"}
     return json.dumps(about | {k: v for k, v in schema.items() if k != "title"}, indent=2) + "\n"

@@ -174,8 +174,12 @@ def _report(data_dir: Path | None, config: Path | None, overlay: Path | None) ->
     from catalog.report import CatalogReport
     from tollbook.settings_load import load
 
-    settings = load({"server.data_dir": data_dir}, config=config).settings
-    return CatalogReport(settings.server.data_dir / "catalog", overlay=overlay)
+    settings = load({"server.data_dir": data_dir, "catalog.overlay": overlay}, config=config).settings
+    return CatalogReport(
+        settings.server.data_dir / "catalog",
+        overlay=settings.catalog.overlay,
+        accounts_file=settings.catalog.accounts,
+    )
 
 
 def _moment(text: str | None) -> datetime:

@@ -8,7 +8,7 @@ class TollbookError(Exception):
 
     TollbookError
     ├── SettingsError     settings that cannot be used
-    ├── StartError        a data folder or a port that is in use
+    ├── StartError        a data folder or a port in use, or a price or accounts file that is wrong
     ├── Problem           a refusal with a code and a next step
     ├── ClientError       a running server that does not answer, or refuses
     └── ReplayError       a recording that cannot be read or sent

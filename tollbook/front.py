@@ -184,7 +184,10 @@ class Front:
 
     def _load_quotes(self) -> None:
         if self.quotes is None:
-            self.quotes = Quotes.load(self.settings.server.data_dir / "catalog")
+            told = self.settings.catalog
+            self.quotes = Quotes.load(
+                self.settings.server.data_dir / "catalog", overlay=told.overlay, accounts_file=told.accounts
+            )
             self.desk.quotes = RememberedQuotes(self.quotes)
 
     def _keep(self, event: BudgetEvent) -> None:
@@ -224,6 +227,7 @@ def _ledger_config(settings: Settings, journal: Journal) -> Message:
         **settings.ledger.model_dump(),
         **settings.retention.model_dump(),
         **settings.billing.model_dump(),
+        **{name: str(path.absolute()) if path else None for name, path in settings.catalog},
         "attribution": settings.attribution.model_dump(),
         "log_level": settings.server.log_level,
     }

@@ -56,6 +56,8 @@ class Config:
     observation_days: int
     link_hours: int
     assume_unknown_access: bool
+    overlay: str | None
+    accounts: str | None
     attribution: dict[str, list[str]]
     log_level: str
     news_until: int = 0
@@ -75,7 +77,12 @@ class LedgerProcess:
         self._stopping = False
         self._woken = threading.Event()
         self._questions: SimpleQueue[Message] = SimpleQueue()
-        catalog = Catalog.load(config.path("catalog"), assume_unknown_access=config.assume_unknown_access)
+        catalog = Catalog.load(
+            config.path("catalog"),
+            overlay=Path(config.overlay) if config.overlay else None,
+            accounts_file=Path(config.accounts) if config.accounts else None,
+            assume_unknown_access=config.assume_unknown_access,
+        )
         self._catalog = catalog
         self._ledger = Ledger.open(
             config.path("ledger.duckdb"),

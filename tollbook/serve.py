@@ -17,6 +17,8 @@ import orjson
 import uvicorn
 import uvloop
 
+from catalog.errors import CatalogError
+from catalog.quote import Quotes
 from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal, JournalError
@@ -57,6 +59,7 @@ class StartError(TollbookError):
 
 async def _serve(settings: Settings) -> None:
     server = settings.server
+    _check_catalog(settings)
     journal = _open_journal(server.data_dir)
     try:
         listening = _listen(server.host, server.http_port)
@@ -71,6 +74,17 @@ async def _serve(settings: Settings) -> None:
             await grpc_server.stop(GRACE_S)
     finally:
         await journal.close()
+
+
+def _check_catalog(settings: Settings) -> None:
+    """Refuse to start with prices or accounts of the operator's that are wrong: each fault with its line."""
+    told = settings.catalog
+    if told.overlay is None and told.accounts is None:
+        return
+    try:
+        Quotes.load(settings.server.data_dir / "catalog", overlay=told.overlay, accounts_file=told.accounts)
+    except CatalogError as error:
+        raise StartError(str(error)) from error
 
 
 def _open_journal(data_dir: Path) -> Journal:

@@ -136,6 +136,19 @@ class Retention(Section):
     )
 
 
+class CatalogSettings(Section):
+    """What you know besides the shipped catalogue (docs/catalogue.md, docs/plans.md)."""
+
+    overlay: Path | None = Field(
+        default=None, description="your prices: a TOML file, or a folder of them, over the shipped ones"
+    )
+    accounts: Path | None = Field(
+        default=None,
+        description="your accounts: a TOML file that says which calls are under which plan since when, with "
+        "seats, fees and sizes of windows",
+    )
+
+
 class Billing(Section):
     """What unknowns are worth."""
 
@@ -175,6 +188,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     sql: SqlSettings = SqlSettings()
     retention: Retention = Retention()
+    catalog: CatalogSettings = CatalogSettings()
     billing: Billing = Billing()
     attribution: Attribution = Attribution()
 

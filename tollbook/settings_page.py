@@ -16,6 +16,8 @@ from tollbook.settings import env_name, sections
 
 def shown(value: Any) -> str:
     """A value as TOML writes it; a secret as `***`."""
+    if value is None:
+        return "not set"
     if isinstance(value, SecretStr):
         return "***"
     if isinstance(value, bool):
@@ -36,6 +38,8 @@ def _noun(annotation: Any) -> str:
         return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) is list:
         return "a list of texts"
+    if type(None) in typing.get_args(annotation):
+        return _noun(next(part for part in typing.get_args(annotation) if part is not type(None)))
     nouns = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a text"}
     return nouns[annotation]
 

@@ -1,0 +1,75 @@
+"""What each call draws from its plan, in the plan's unit: requests, tokens, dollars at list price, credits.
+
+NULL where that cannot be told from the call: the plan counts in what only the provider knows, or the call's
+tokens or price are unknown. A failed call draws nothing that we know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fnmatch import fnmatchcase
+
+import polars as pl
+
+from catalog.plan_facts import Plan, Unit
+
+__all__ = ["COUNTABLE", "plan_draws"]
+
+_DRAW = pl.Decimal(38, 12)
+_ONE = Decimal(1)
+COUNTABLE: frozenset[Unit] = frozenset(("requests", "tokens", "input_tokens", "list_usd", "credits"))
+"""Units that calls can be counted in; `credits` only where the plan says how many a dollar is."""
+
+
+def plan_draws(calls: pl.DataFrame, plans: Mapping[str, Plan]) -> pl.Series:
+    """Give `plan_draw` (DECIMAL(38,12)) of rated calls; reads plan_id, access, status, model, call_count,
+    tokens and list_cost_usd.
+    """
+    named = calls["plan_id"].unique().to_list() if "plan_id" in calls.columns else []
+    known = [plans[plan] for plan in named if plan in plans]
+    if not known:
+        return pl.Series("plan_draw", [None], dtype=_DRAW).new_from_index(0, len(calls))
+    covered = pl.col("access").is_in(["subscription", "credits"]) & (pl.col("status") != "error").fill_null(
+        value=True
+    )
+    draw: pl.Expr = pl.lit(None, _DRAW)
+    for plan in known:
+        mine = covered & (pl.col("plan_id") == plan.id)
+        draw = pl.when(mine).then(_drawn(plan, calls)).otherwise(draw)
+    return calls.select(draw.cast(_DRAW).alias("plan_draw")).to_series()
+
+
+def _drawn(plan: Plan, calls: pl.DataFrame) -> pl.Expr:
+    units = _units(plan)
+    if not plan.weights:
+        return units
+    models = calls["model"].unique().to_list()
+    weights = {model: weight_of(plan, model) for model in models}
+    weight = pl.col("model").replace_strict(
+        list(weights), list(weights.values()), return_dtype=pl.Decimal(18, 6)
+    )
+    return (units * weight).cast(_DRAW)
+
+
+def weight_of(plan: Plan, model: str | None) -> Decimal:
+    """Give the weight of a canonical model in a plan: the first pattern that fits, else 1."""
+    for said in plan.weights:
+        if model is not None and any(fnmatchcase(model, pattern) for pattern in said.models):
+            return said.weight
+    return _ONE
+
+
+def _units(plan: Plan) -> pl.Expr:
+    if plan.unit == "requests":
+        return pl.col("call_count").cast(_DRAW)
+    if plan.unit == "input_tokens":
+        return pl.col("input_tokens").cast(_DRAW)
+    if plan.unit == "tokens":
+        return (pl.col("input_tokens") + pl.col("output_tokens")).cast(_DRAW)
+    listed = pl.col("list_cost_usd").cast(_DRAW)
+    if plan.unit == "list_usd":
+        return listed
+    if plan.unit == "credits" and plan.credits_per_usd is not None:
+        return (listed * pl.lit(plan.credits_per_usd, pl.Decimal(18, 6))).cast(_DRAW)
+    return pl.lit(None, _DRAW)
