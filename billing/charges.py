@@ -51,6 +51,9 @@ _INNER = (
     "region",
     "access_hint",
     "access_evidence",
+    "headers",
+    "credential_kind",
+    "plan_hint",
 )
 _OUTER = (
     "emitter",

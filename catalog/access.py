@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AccessClassifier", "AccessFinding"]
 
 _ACCESSES = frozenset(get_args(Access)) - {"unknown"}
+_COVERED = ("subscription", "credits")
 _BY_NATURE = ("subscription", "local", "free", "provisioned")
 _MAX_MARKERS = 64
 
@@ -57,9 +58,20 @@ class AccessClassifier:
     ) -> AccessFinding:
         """Classify one call; `claim` is what was found about its provider, None when nothing was."""
         found = self._stated(evidence, claim) or _by_claim(evidence, claim, modifiers)
-        if found is not None and found.access in _BY_NATURE:
+        if found is None or found.access not in _BY_NATURE:
+            found = self._by_account(evidence, claim, found) or found
+        return self._with_plan(evidence, claim, found or AccessFinding("unknown", "", "none"))
+
+    def _with_plan(self, evidence: Evidence, claim: Claim | None, found: AccessFinding) -> AccessFinding:
+        """The same, with the plan that the record names or the account has, where access leaves it open."""
+        if found.access not in _COVERED:
             return found
-        return self._by_account(evidence, claim, found) or found or AccessFinding("unknown", "", "none")
+        if evidence.plan_hint:
+            return replace(found, plan_id=evidence.plan_hint)
+        rule = chosen_rule(self._accounts, evidence.accounts, claim.provider.id if claim else None)
+        if found.plan_id is None and rule is not None and rule.access == found.access:
+            return replace(found, plan_id=rule.plan_id)
+        return found
 
     def _stated(self, evidence: Evidence, claim: Claim | None) -> AccessFinding | None:
         """What the record says itself: the operator, then the response's headers, then the agent."""
@@ -71,6 +83,8 @@ class AccessClassifier:
         seen = _by_marker(provider, evidence.markers, side="response")
         if seen is not None or hinted is not None:
             return seen or hinted
+        if evidence.plan_hint:
+            return AccessFinding("subscription", "tollbook.plan", "stated", evidence.plan_hint)
         key, _, value = said.partition("=")
         statement = self._statements.get((key, fold_value(value)))
         if statement is None or statement.access == "unknown":
@@ -82,7 +96,7 @@ class AccessClassifier:
         key, _, value = said.partition("=")
         statement = self._statements.get((key, fold_value(value)))
         plan = statement.plan if statement else provider.plan if provider else None
-        covered = access in ("subscription", "credits")
+        covered = access in _COVERED
         return AccessFinding(access, said or "stated", "stated", plan if covered else None)
 
     def _by_account(
@@ -132,7 +146,7 @@ def _by_nature(evidence: Evidence, claim: Claim) -> AccessFinding:
 def _found(claim: Claim, access: Access) -> AccessFinding:
     if access == "unknown":
         return AccessFinding("unknown", claim.evidence, "none")
-    plan = (claim.plan or claim.provider.plan) if access in ("subscription", "credits") else None
+    plan = (claim.plan or claim.provider.plan) if access in _COVERED else None
     return AccessFinding(access, claim.evidence, "high" if claim.certain else "medium", plan)
 
 

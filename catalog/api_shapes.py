@@ -50,6 +50,8 @@ ATTRIBUTES: dict[str, str] = {
     "service.name": "emitter",
     "hint.credential_prefix": "credential_kind",
     "tollbook.credential_kind": "credential_kind",
+    "tollbook.headers": "markers",
+    "tollbook.plan": "plan_hint",
 }
 """Attribute of a question -> what it is evidence of; of two for one field the first named here wins."""
 

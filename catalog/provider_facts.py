@@ -10,7 +10,7 @@ import re
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from catalog.toml_source import Data
 
@@ -26,6 +26,7 @@ __all__ = [
     "Labs",
     "Marker",
     "Provider",
+    "Quota",
     "Statement",
 ]
 
@@ -82,7 +83,7 @@ Format = Literal[
 """Wire formats: what a request to a door looks like."""
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=200)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*-]+$", max_length=100)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*_-]+$", max_length=100)]
 
 
 class Host(Data):
@@ -177,6 +178,27 @@ class Credential(Data):
     """Provider whose door this key also opens: seen there, the call belongs to this provider."""
 
 
+class Quota(Data):
+    """How the headers of an answer tell what is left of one window of a plan."""
+
+    used: HeaderName
+    """Header with the part that is used."""
+    scale: Literal["fraction", "percent"]
+    window: Name | None = None
+    """The plan's window; where it is left out, its length tells (`length_minutes`)."""
+    length_minutes: HeaderName | None = None
+    resets_at: HeaderName | None = None
+    """Header with the instant of the reset, Unix time in seconds or milliseconds."""
+    resets_after: HeaderName | None = None
+    """Header with the seconds until the reset."""
+
+    @model_validator(mode="after")
+    def _names_its_window(self) -> Quota:
+        if (self.window is None) == (self.length_minutes is None):
+            raise ValueError("needs either window or length_minutes")
+        return self
+
+
 class Provider(Data):
     """One provider as models.dev names it."""
 
@@ -217,6 +239,8 @@ class Provider(Data):
     """Where it tells how much of a plan is used."""
     quota_headers: list[HeaderName] = Field(default_factory=list)
     """Response headers that tell how much of a plan or limit is used."""
+    quotas: list[Quota] = Field(default_factory=list)
+    """How they are read."""
     hosts: list[Host] = Field(default_factory=list)
     local_ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(default_factory=list)
     """Ports where this server listens on one's own machine or network."""

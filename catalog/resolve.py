@@ -45,6 +45,8 @@ class Evidence:
     """Headers that tell the access, `name=value` with `;` between."""
     accounts: str | None = None
     """Numbers of the operator's account rules that fit (`catalog.accounts.fitting_rules`)."""
+    plan_hint: str | None = None
+    """The plan that the record itself names (`tollbook.plan`)."""
 
 
 @dataclass(frozen=True, slots=True)

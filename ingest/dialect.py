@@ -53,6 +53,7 @@ TEXT_FIELDS: Final = (
         "reservation_id",
         "region",
     ),
+    *("headers", "credential_kind", "plan_hint"),
     *("operation", "response_id", "request_id", "error_type", "timestamp", "service_tier", "speed"),
 )
 ATTRIBUTION_FIELDS: Final = TEXT_FIELDS[:9]  # also read from the resource

@@ -70,6 +70,9 @@ OBSERVATIONS: Final[Schema] = {
     "response_model": pl.String(),
     "access_hint": pl.String(),  # what the record itself states, e.g. 'subscription', 'payg'
     "access_evidence": pl.String(),  # e.g. 'anthropic.plan=max'
+    "headers": pl.String(),  # headers that tell the access or a plan's quota: 'name=value;name=value'
+    "credential_kind": pl.String(),  # the beginning of the key, which tells its kind; never a key
+    "plan_hint": pl.String(),  # the plan that the record names
     "reservation_id": pl.String(),
     # Tokens. Cache parts lie inside input, 1h writes inside cache writes, reasoning inside output.
     "input_tokens": pl.Int64(),

@@ -39,6 +39,13 @@ def classify(*rules: AccountRule, **told: object) -> tuple[str, str | None, str]
             | {"markers": "anthropic-ratelimit-unified-status=allowed"},
             ("payg", None, "stated"),
         ),
+        # The plan that the record names.
+        (CLAUDE | {"plan_hint": "claude-team"}, ("subscription", "claude-team", "stated")),
+        (
+            CLAUDE
+            | {"access_hint": "payg", "access_evidence": "tollbook.access=payg", "plan_hint": "claude-team"},
+            ("payg", None, "stated"),
+        ),
         # Quota headers of the response.
         (
             CLAUDE | {"markers": "anthropic-ratelimit-unified-5h-utilization=0.05"},
