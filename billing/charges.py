@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from billing import tables
+from ingest.call_report import SCOPE as PROXY_SCOPE
 
 COUNTED = "call"
 """The role of an observation that is a model call. Aggregates repeat calls and are never added to them."""
@@ -54,6 +55,7 @@ _INNER = (
     "headers",
     "credential_kind",
     "plan_hint",
+    "scope",
 )
 _OUTER = (
     "emitter",
@@ -181,11 +183,17 @@ def _facts(merged: pl.DataFrame) -> pl.DataFrame:
         call_id(*_IDENTITY).alias("call_id"),
         pl.col("duration_ms").fill_null(wall_ms),
         pl.col("status").fill_null("ok"),
-        pl.when(pl.col("role") == COUNTED).then("signal").otherwise(pl.lit("aggregate")).alias("basis"),
+        _basis(),
         pl.when(pl.col("signal") != "metric").then(pl.lit(1, pl.Int64)).alias("call_count"),
         pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
         hex_digits("span_id"),
     )
+
+
+def _basis() -> pl.Expr:
+    """Where the figures are from: what carried the call itself, a signal, or a sum over calls."""
+    by_signal = pl.when(pl.col("scope") == PROXY_SCOPE).then(pl.lit("proxy")).otherwise("signal")
+    return pl.when(pl.col("role") == COUNTED).then(by_signal).otherwise(pl.lit("aggregate")).alias("basis")
 
 
 def _finish(priced: pl.DataFrame, now: datetime) -> pl.DataFrame:

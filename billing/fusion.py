@@ -162,8 +162,10 @@ def _compatible(calls: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
             _inputs_agree(),
             _outputs_agree(),
         )
-        .with_columns((pl.col("started_at") - pl.col("started_at_b")).abs().alias("apart"))
-        .sort("strength", "apart", "a", "b")
+        .with_columns(
+            (pl.col("started_at") - pl.col("started_at_b")).abs().alias("apart"), _alike().alias("alike")
+        )
+        .sort("strength", "alike", "apart", "a", "b", descending=[False, True, False, False, False])
         .unique(["a", "b"], keep="first", maintain_order=True)
         .select("a", "b")
     )
@@ -182,6 +184,12 @@ _FACTS = (
     "output_tokens",
     "reasoning_tokens",
 )
+
+
+def _alike() -> pl.Expr:
+    """Whether both tell the same tokens: of a call that was tried twice, the try that was answered."""
+    told = ("input_tokens", "output_tokens")
+    return pl.all_horizontal((pl.col(c) == pl.col(f"{c}_b")).fill_null(value=False) for c in told)
 
 
 def _silent() -> pl.Expr:

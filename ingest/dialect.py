@@ -359,7 +359,9 @@ class _Compiler:
         yield from map(_base, self._kept_keys())
 
     def _kept_keys(self) -> Iterator[str]:
-        yield from (OPERATION, EVENT_NAME, *self.shared.recognition.keep)
+        yield from (OPERATION, EVENT_NAME)
+        for table in (self.shared, *self.tables.values()):
+            yield from table.recognition.keep
         for keys in [self.common, *(keys for table in self.tables.values() for keys in _all_fields(table))]:
             yield from (_text(key) for listed in keys.values() for key in listed)
         for table in (self.shared, *self.tables.values()):

@@ -66,6 +66,11 @@ class Reading:
     def needs_identity(self) -> bool:
         return "id" not in self._words and self._seen < _IDENTITY_EVENTS
 
+    @property
+    def ended(self) -> bool:
+        """Whether the end has come, in the format's own words or as an error."""
+        return self._ended or self._error is not None
+
     def end(self) -> None:
         """The format's own end has come: `[DONE]`, or the whole document."""
         self._ended = True

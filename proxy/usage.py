@@ -65,6 +65,11 @@ class UsageTap:
         for event in self._events.feed(chunk):
             self._read(event.data, self._reading)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the event that ends a stream of this format has come; cheap, to be asked per chunk."""
+        return self._reading.ended
+
     def told(self) -> Told:
         """What the bytes so far tell; also of an event or document that stands unfinished at the end."""
         reading = self._reading.copy()

@@ -158,7 +158,7 @@ def test_secrets_are_never_shown() -> None:
 
 
 def test_every_setting_has_a_meaning_bounds_and_a_unit_in_its_name() -> None:
-    units = ("_bytes", "_s", "_days", "_hours", "_rows", "_port", "_rpcs", "_length", "threads")
+    units = ("_bytes", "_s", "_days", "_hours", "_rows", "_port", "_rpcs", "_calls", "_length", "threads")
     for key, field in fields().items():
         assert field.description, key
         assert allowed_values(field), key

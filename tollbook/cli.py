@@ -17,6 +17,7 @@ import typer
 from tollbook.cli_budget import budget_app
 from tollbook.cli_catalog import catalog_app, price_app
 from tollbook.cli_common import Csv, Json, Url, print_bytes, print_json, server, split_names
+from tollbook.cli_keys import keys_app
 from tollbook.errors import TollbookError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(budget_app)
 app.add_typer(price_app)
 app.add_typer(catalog_app)
+app.add_typer(keys_app)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the journal, ledger and usage.duckdb.")

@@ -24,6 +24,9 @@ from catalog.quote import Quotes
 from ingest.intake import Intake
 from ingest.journal import Journal
 from ingest.limits import Limits
+from proxy.proxy import Limits as ProxyLimits
+from proxy.proxy import Proxy
+from proxy.upstream import Timeouts
 from tollbook.channel import Message
 from tollbook.control_log import ControlLog
 from tollbook.ledger_link import LedgerGone, LedgerLink
@@ -51,6 +54,12 @@ class Front:
         self.desk = ReservationDesk(self._controls.append, keep=self._keep, ready_from=journal.durable)
         self.readers = ReaderPool(settings.server.data_dir / "usage.duckdb", _reader_limits(settings))
         self.ledger = LedgerLink(_ledger_config(settings, journal), on_state=self._take)
+        self.proxy = Proxy(
+            settings.server.data_dir,
+            journal=journal,
+            quotes=lambda: self.quotes,
+            limits=_proxy_limits(settings),
+        )
         self.events: asyncio.Queue[BudgetEvent] = asyncio.Queue(MAX_WAITING_EVENTS)
         self.quotes: Quotes | None = None
         self.events_dropped = 0
@@ -102,6 +111,7 @@ class Front:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run what works beside the receivers; on the way out let the ledger finish its batch."""
+        await self.proxy.start()
         beside = [asyncio.create_task(self._start_readers()), asyncio.create_task(self._keep_events())]
         try:
             yield
@@ -109,6 +119,7 @@ class Front:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+            await self.proxy.close()
             await self.ledger.stop()
             await self.readers.close()
 
@@ -161,6 +172,7 @@ class Front:
             "budget_reservations_total": self.desk.reservations,
             "budget_reservations_open": len(self.budgets.holds),
             "budget_events_dropped_total": self.events_dropped,
+            **self.proxy.counters(),
             "uptime_seconds": time.time() - self.started_at,
         }
 
@@ -213,6 +225,21 @@ class Front:
         while not self.ledger.running:
             await self.ledger.changed.wait()
         await self.readers.start()
+
+
+def _proxy_limits(settings: Settings) -> ProxyLimits:
+    told = settings.proxy
+    return ProxyLimits(
+        timeouts=Timeouts(
+            connect_s=told.connect_timeout_s,
+            first_byte_s=told.first_byte_timeout_s,
+            idle_s=told.idle_timeout_s,
+            total_s=told.total_timeout_s,
+        ),
+        max_request_bytes=told.max_request_bytes,
+        max_answer_bytes=told.max_answer_bytes,
+        max_in_flight_calls=told.max_in_flight_calls,
+    )
 
 
 def _reader_limits(settings: Settings) -> ReaderLimits:

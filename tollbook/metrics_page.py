@@ -36,6 +36,13 @@ METRICS: dict[str, tuple[str, str]] = {
     "budget_checks_total": ("counter", "budget checks answered"),
     "budget_reservations_total": ("counter", "reservations promised"),
     "budget_reservations_open": ("gauge", "reservations that hold now"),
+    "proxy_attempts_total": ("counter", "calls sent to providers, by how they ended"),
+    "proxy_refused_total": ("counter", "calls refused before anything was sent"),
+    "proxy_unrecorded_total": (
+        "counter",
+        "calls whose record could not be written; the next start records them",
+    ),
+    "proxy_in_flight": ("gauge", "calls on their way now"),
     "budget_events_dropped_total": ("counter", "budget events that could not be recorded"),
 }
 

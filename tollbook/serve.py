@@ -22,6 +22,8 @@ from catalog.quote import Quotes
 from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal, JournalError
+from proxy.app import is_proxy_path
+from proxy.settings import RoutesFileError
 from tollbook.api import create_app
 from tollbook.api_reservations import BudgetCheck, is_budget_path
 from tollbook.budget_protocol import budget_protocol
@@ -63,7 +65,7 @@ async def _serve(settings: Settings) -> None:
     journal = _open_journal(server.data_dir)
     try:
         listening = _listen(server.host, server.http_port)
-        front = Front(settings, journal)
+        front = _open_front(settings, journal)
         async with front.running():
             grpc_server, grpc_port = await _start_grpc(front, server.host, server.grpc_port)
             serving = asyncio.create_task(_http_server(front).serve(sockets=[listening]))
@@ -95,6 +97,13 @@ def _open_journal(data_dir: Path) -> Journal:
         raise StartError(f"{error}; choose another with --data-dir, or end what uses it") from error
 
 
+def _open_front(settings: Settings, journal: Journal) -> Front:
+    try:
+        return Front(settings, journal)
+    except RoutesFileError as error:
+        raise StartError(str(error)) from error
+
+
 async def _start_grpc(front: Front, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     try:
         return await start_grpc(front.intake, host=host, port=port)
@@ -108,6 +117,7 @@ class Routes:
     def __init__(self, front: Front) -> None:
         self._otlp = OtlpHttp(front.intake)
         self._check = BudgetCheck(front)
+        self._proxy = front.proxy.http
         self._api = create_app(front)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -117,6 +127,8 @@ class Routes:
                 return await self._otlp(scope, receive, send)
             if is_budget_path(scope["method"], scope["path"]):
                 return await self._check(scope, receive, send)
+            if is_proxy_path(scope["method"], scope["path"]):
+                return await self._proxy(scope, receive, send)
         return await self._api(scope, receive, send)
 
 
@@ -158,7 +170,7 @@ def _http_server(front: Front) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=max(GRACE_S, round(front.settings.proxy.drain_s)),
         )
     )
 

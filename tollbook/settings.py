@@ -149,6 +149,23 @@ class CatalogSettings(Section):
     )
 
 
+class ProxySettings(Section):
+    """Live calls: how long a provider may take, and how much may be on its way."""
+
+    connect_timeout_s: Seconds = Field(default=10.0, description="wait for a connection to a provider")
+    first_byte_timeout_s: Seconds = Field(
+        default=600.0, description="wait for a provider's answer to begin; long answers think first"
+    )
+    idle_timeout_s: Seconds = Field(default=300.0, description="silence in the middle of an answer")
+    total_timeout_s: Seconds = Field(default=3600.0, description="one answer from beginning to end")
+    max_request_bytes: Positive = Field(default=64 * MIB, description="one request, images included")
+    max_answer_bytes: Positive = Field(default=64 * MIB, description="one answer that is not streamed")
+    max_in_flight_calls: Positive = Field(
+        default=1024, description="calls on their way at the same time; more are told to come again"
+    )
+    drain_s: Seconds = Field(default=30.0, description="how long a stop waits for answers on their way")
+
+
 class Billing(Section):
     """What unknowns are worth."""
 
@@ -190,6 +207,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     catalog: CatalogSettings = CatalogSettings()
     billing: Billing = Billing()
+    proxy: ProxySettings = ProxySettings()
     attribution: Attribution = Attribution()
 
     @classmethod

@@ -1,0 +1,73 @@
+"""Which kind of key is this, and may it be shown at that door?
+
+Kinds are told by reviewed prefixes; the value goes nowhere. Coding plans and metered use of one house often
+take each other's keys and bill the wrong way in silence, so a key whose kind says one access is refused at a
+door of the other, with the reason, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from catalog.provider_book import Book
+from proxy.caller import Headers
+from proxy.secret import Secret
+
+__all__ = ["KeyKind", "access_by_headers", "kinds_of", "misplaced"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyKind:
+    """What a key's prefix says: whose it is, and what calls with it are ('unknown': it does not say)."""
+
+    prefix: str
+    provider: str
+    access: str
+
+
+def kinds_of(book: Book, key: Secret) -> tuple[KeyKind, ...]:
+    """The kinds that share the longest known prefix of a key; none where no prefix is known."""
+    value = key.reveal()
+    found = [
+        KeyKind(kind.prefix, provider.id, kind.access)
+        for provider in book.providers.values()
+        for kind in provider.credentials
+        if value.startswith(kind.prefix)
+    ]
+    longest = max((len(kind.prefix) for kind in found), default=0)
+    return tuple(kind for kind in found if len(kind.prefix) == longest)
+
+
+def misplaced(kinds: tuple[KeyKind, ...], provider: str, access: str) -> str | None:
+    """Why a key of these kinds must not be shown at a door of this provider and access; None if it may."""
+    if not kinds or any(kind.provider == provider and kind.access in (access, "unknown") for kind in kinds):
+        return None
+    kind = kinds[0]
+    own = [each for each in kinds if each.provider == provider]
+    if own:
+        return (
+            f"keys that begin with {kind.prefix} are for {_told(own[0].access)} of {provider}, "
+            f"and this door is for its {_told(access)}"
+        )
+    owner = f"{kind.provider} ({_told(kind.access)})"
+    return f"keys that begin with {kind.prefix} belong to {owner}, not to {provider}"
+
+
+def _told(access: str) -> str:
+    return {"payg": "metered use", "subscription": "the subscription"}.get(access, access)
+
+
+def access_by_headers(book: Book, provider: str, headers: Headers) -> str | None:
+    """The access that a request's own headers tell (a login's account header, say)."""
+    for marker in book.providers[provider].markers:
+        if marker.side != "request":
+            continue
+        wanted = marker.header.encode()
+        for name, value in headers:
+            if name == wanted and _fits(value.decode("latin-1").lower(), marker.value):
+                return marker.access
+    return None
+
+
+def _fits(value: str, pattern: str | None) -> bool:
+    return pattern is None or pattern.strip("*") in value

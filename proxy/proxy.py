@@ -1,0 +1,89 @@
+"""The proxy put together: what the front starts, asks and stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from catalog.quote import Quotes
+from ingest.journal import Journal, JournalError
+from proxy.app import ProxyHttp
+from proxy.carrier import Carrier
+from proxy.catalogue import Catalogue
+from proxy.choice import Chooser
+from proxy.failure import FailureKind
+from proxy.inflight import InFlight
+from proxy.refusal import Refused
+from proxy.settings import DoorSettings, read_doors
+from proxy.upstream import Timeouts, Upstream
+from proxy.vault import Vault
+
+__all__ = ["Limits", "Proxy"]
+
+log = logging.getLogger("tollbook.proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much and how long; see the settings of [proxy]."""
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    max_request_bytes: int = 64 << 20
+    max_answer_bytes: int = 64 << 20
+    max_in_flight_calls: int = 1024
+
+
+class Proxy:
+    """Live calls over the doors of one house. `quotes` is the catalogue, None while the house starts."""
+
+    def __init__(
+        self, data_dir: Path, *, journal: Journal, quotes: Callable[[], Quotes | None], limits: Limits
+    ) -> None:
+        self._quotes = quotes
+        self._known: Chooser | None = None
+        self.vault = Vault(data_dir / "keys")
+        self._doors: DoorSettings = read_doors(data_dir / "routes.toml")
+        self._inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
+        self.carrier = Carrier(
+            self._chooser,
+            journal=journal,
+            upstream=Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls),
+            inflight=self._inflight,
+            max_answer_bytes=limits.max_answer_bytes,
+        )
+        self.http = ProxyHttp(self.carrier, max_body_bytes=limits.max_request_bytes)
+
+    def _chooser(self) -> Chooser:
+        quotes = self._quotes()
+        if quotes is None:
+            sentence = "tollbook is starting; ask again in a moment"
+            raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=1)
+        if self._known is None or self._known.catalogue.quotes is not quotes:
+            self._known = Chooser(Catalogue(quotes), self.vault, self._doors)
+        return self._known
+
+    async def start(self) -> None:
+        """Record what a process before this one had on its way when it was killed."""
+        try:
+            await self.carrier.recover()
+        except JournalError as error:
+            log.error("interrupted calls wait for the next start to be recorded: %s", error)
+
+    async def close(self) -> None:
+        """Finish the records, close the connections."""
+        await self.carrier.close()
+
+    def counters(self) -> dict[str, int | float]:
+        """For /metrics."""
+        counts = self.carrier.counts
+        return {
+            **{
+                f"proxy_attempts_total{{outcome={outcome}}}": number
+                for outcome, number in counts.attempts.items()
+            },
+            "proxy_refused_total": counts.refused,
+            "proxy_unrecorded_total": counts.unrecorded,
+            "proxy_in_flight": self._inflight.taken,
+        }

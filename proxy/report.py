@@ -1,0 +1,157 @@
+"""What the ledger is told of an attempt: one span, from which content is absent by construction.
+
+Every attempt is told of, also one that failed, that the caller left, or that a crash cut off. A call that the
+provider took (status below 400) is never told as failed: what it used may be unknown, it is not free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Final
+
+from catalog.provider_facts import Provider
+from ingest.call_report import CallSpan, Value, encode
+from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome
+from proxy.wire import WireFormat
+
+__all__ = ["record_of"]
+
+_OPERATIONS: Final = {
+    WireFormat.OPENAI_EMBEDDINGS: "embeddings",
+    WireFormat.GOOGLE_GENERATE: "generate_content",
+}
+REQUEST_ID_HEADERS: Final = (
+    "request-id",
+    "x-request-id",
+    "x-oai-request-id",
+    "cf-ray",
+    "x-goog-request-id",
+    "apim-request-id",
+    "x-log-id",
+)
+_MAX_QUOTAS: Final = 24
+_MAX_TEXT: Final = 200
+
+
+def record_of(exchange: Exchange, attempt: Attempt, provider: Provider | None) -> bytes:
+    """The attempt as it stands now, encoded for the journal."""
+    operation = _OPERATIONS.get(exchange.wire_format, "chat")
+    failed = attempt.status is not None and attempt.status >= 400
+    return encode(
+        CallSpan(
+            trace_id=exchange.trace_id,
+            span_id=attempt.span_id,
+            parent_span_id=exchange.caller.parent_span_id,
+            name=f"{operation} {attempt.target.model}"[:_MAX_TEXT],
+            start_ns=attempt.started_ns,
+            end_ns=max(time.time_ns(), attempt.started_ns),
+            failed=failed or attempt.outcome is Outcome.UNREACHABLE,
+            attributes={
+                "gen_ai.operation.name": operation,
+                **_whose(exchange),
+                **_target(exchange, attempt),
+                **_answer(attempt),
+                **_usage(attempt),
+                **_quotas(attempt, provider),
+            },
+        )
+    )
+
+
+def _whose(exchange: Exchange) -> dict[str, Value | None]:
+    caller = exchange.caller
+    said = {f"tollbook.{_ATTRIBUTE[name]}": value for name, value in caller.said.items()}
+    return {
+        "service.name": caller.service,
+        "tollbook.session": caller.session_id,
+        **said,
+        **{f"tollbook.label.{name}": value for name, value in caller.labels.items()},
+    }
+
+
+_ATTRIBUTE: Final = {
+    "team": "team",
+    "project": "project",
+    "environment": "environment",
+    "agent": "agent",
+    "user_id": "user",
+    "account_id": "account",
+}
+
+
+def _target(exchange: Exchange, attempt: Attempt) -> dict[str, Value | None]:
+    target = attempt.target
+    ours = target.base_url == target.endpoint.base_url
+    return {
+        "gen_ai.provider.name": target.provider,
+        "gen_ai.request.model": target.model,
+        "gen_ai.request.stream": exchange.said.streaming,
+        "url.full": target.base_url if ours and "{" not in target.base_url else None,
+        "tollbook.access": target.access if target.access != "unknown" else None,
+        "tollbook.plan": target.plan,
+        "tollbook.account": target.account if target.credential_kind is CredentialKind.VAULT else None,
+        "tollbook.credential": str(target.credential_kind),
+        "tollbook.route": exchange.route,
+        "tollbook.attempt": attempt.number,
+        "tollbook.fallback_from": attempt.fallback_from,
+        "tollbook.reservation_id": attempt.reservation_id,
+    }
+
+
+def _answer(attempt: Attempt) -> dict[str, Value | None]:
+    told, headers = attempt.told, attempt.headers
+    first = attempt.first_byte_s
+    kind = attempt.failure.kind if attempt.failure is not None else None
+    unreachable = attempt.outcome is Outcome.UNREACHABLE
+    return {
+        "tollbook.outcome": str(attempt.outcome),
+        "http.response.status_code": attempt.status,
+        "error.type": "APIConnectionError"
+        if unreachable
+        else str(kind)
+        if _refused(attempt) and kind
+        else None,
+        "tollbook.request_id": next((headers[name] for name in REQUEST_ID_HEADERS if name in headers), None),
+        "gen_ai.response.time_to_first_chunk": None if first is None else max(first - attempt.started_s, 0.0),
+        "gen_ai.response.id": told.response_id if told else None,
+        "gen_ai.response.model": told.response_model if told else None,
+        "tollbook.service_tier": told.service_tier if told else None,
+        "tollbook.speed": told.speed if told else None,
+        "tollbook.region": told.region if told else None,
+        "tollbook.finish_reasons": ",".join(told.finish_reasons)[:_MAX_TEXT] or None if told else None,
+        "tollbook.usage_complete": told.complete if told else None,
+    }
+
+
+def _refused(attempt: Attempt) -> bool:
+    return attempt.status is not None and attempt.status >= 400
+
+
+_USAGE: Final = {
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_write_tokens": "gen_ai.usage.cache_write.input_tokens",
+    "cache_write_1h_tokens": "tollbook.usage.cache_write_1h_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "audio_input_tokens": "tollbook.usage.audio_input_tokens",
+    "audio_output_tokens": "tollbook.usage.audio_output_tokens",
+}
+
+
+def _usage(attempt: Attempt) -> dict[str, Value | None]:
+    told = attempt.told
+    return {} if told is None else {key: getattr(told, name) for name, key in _USAGE.items()}
+
+
+def _quotas(attempt: Attempt, provider: Provider | None) -> Mapping[str, Value | None]:
+    """What the answer's headers tell of plan windows and limits, under their own names."""
+    patterns = provider.quota_headers if provider is not None else ()
+    found = {
+        f"tollbook.quota.{name}": value[:_MAX_TEXT]
+        for name, value in attempt.headers.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    return dict(list(found.items())[:_MAX_QUOTAS])

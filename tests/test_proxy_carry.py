@@ -1,0 +1,359 @@
+"""Live calls end to end: real SDKs through a real house to a server that speaks each provider's dialect."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anthropic
+import openai
+import pytest
+
+from tests.house import House
+from tests.model_server import WORDS, Arrived, ModelServer, model_server
+from tests.telemetry import attribute, export, new_call, span_of
+
+TEXT = "".join(WORDS)
+OPENAI_KEY, ANTHROPIC_KEY, VAULT_KEY = "sk-proj-mine", "sk-ant-api03-mine", "sk-kimi-ours"
+DOORS = ("openai", "anthropic", "google", "kimi-for-coding", "groq")
+
+
+@dataclass
+class Place:
+    """A running house and the providers behind it."""
+
+    house: House
+    models: ModelServer
+
+    def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection(urlsplit(self.house.http).netloc, timeout=30)
+        told = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        connection.request("POST", path, content, told)
+        answer = connection.getresponse()
+        found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        connection.close()
+        return found
+
+    @property
+    def last(self) -> Arrived:
+        return self.models.arrived[-1]
+
+    def calls(self, where: str = "true") -> list[dict[str, Any]]:
+        """Rows of `calls`, once everything acknowledged is published."""
+        self.house.wait_published()
+        columns = (
+            "basis, provider, served_model, model, access, account_id, status, http_status, cost_status, "
+        )
+        columns += "input_tokens, output_tokens, cache_read_tokens, list_cost_usd, response_id, request_id, "
+        columns += (
+            "session_id, team, service, emitter, observation_count, streaming, ttft_ms, error_type, trace_id"
+        )
+        rows = self.house.sql(f"SELECT {columns} FROM calls WHERE {where} ORDER BY started_at")
+        return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
+
+    def openai(self, key: str = OPENAI_KEY, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.house.http}/v1", api_key=key, max_retries=0, **options)
+
+    def anthropic(self, key: str = ANTHROPIC_KEY, **options: Any) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.house.http, api_key=key, max_retries=0, **options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    data_dir = tmp_path_factory.mktemp("proxy") / "data"
+    data_dir.mkdir()
+    with model_server() as models:
+        write_doors(data_dir, models.url)
+        keep_key(data_dir, "kimi-for-coding", VAULT_KEY)
+        with House(data_dir) as house:
+            house.wait_ready()
+            yield Place(house, models)
+
+
+def write_doors(data_dir: Path, url: str) -> None:
+    """Every provider of the tests has its doors on loopback."""
+    door = '[[door]]\nprovider = "{}"\nbase_url = "{}/{}"\nlocal = true\n'
+    text = "\n".join(door.format(provider, url, provider) for provider in DOORS)
+    (data_dir / "routes.toml").write_text(text)
+
+
+def keep_key(data_dir: Path, provider: str, key: str) -> None:
+    command = [sys.executable, "-m", "tollbook.cli", "keys", "provider", "add", provider]
+    subprocess.run(
+        [*command, "--data-dir", str(data_dir)], input=key, text=True, check=True, capture_output=True
+    )
+
+
+def said(text: str = "say hello", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def test_openai_sdk(place: Place) -> None:
+    reply = place.openai().chat.completions.create(model="gpt-5", **said())
+    assert reply.choices[0].message.content == TEXT
+    assert place.last.path == "/openai/chat/completions"
+    assert place.last.headers["authorization"] == f"Bearer {OPENAI_KEY}"
+    assert place.last.headers["user-agent"].startswith("OpenAI/Python")
+    [call] = place.calls(f"response_id = '{reply.id}'")
+    assert reply.usage is not None
+    assert (call["input_tokens"], call["output_tokens"]) == (reply.usage.prompt_tokens, 5)
+    assert (call["basis"], call["provider"], call["access"]) == ("proxy", "openai", "payg")
+    uncached = reply.usage.prompt_tokens - 4
+    cost = Decimal("1.25") * uncached / 10**6 + Decimal("0.125") * 4 / 10**6 + Decimal(10) * 5 / 10**6
+    assert Decimal(call["list_cost_usd"]) == cost
+
+
+def test_openai_sdk_streams_and_usage_is_known_though_nobody_asked(place: Place) -> None:
+    stream = place.openai().chat.completions.create(model="gpt-5", stream=True, **said())
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
+    assert all(chunk.choices for chunk in chunks), "the event of the usage was not asked for"
+    assert place.last.json()["stream_options"] == {"include_usage": True}
+    [call] = place.calls(f"response_id = '{chunks[0].id}'")
+    assert call["input_tokens"] > 0 and call["output_tokens"] == 5 and call["streaming"]
+    assert call["ttft_ms"] > 0
+
+
+def test_who_asks_for_the_usage_of_a_stream_gets_it(place: Place) -> None:
+    options: Any = {"include_usage": True}
+    stream = place.openai().chat.completions.create(
+        model="gpt-5", stream=True, stream_options=options, **said()
+    )
+    assert [chunk.usage.completion_tokens for chunk in stream if chunk.usage] == [5]
+
+
+def test_anthropic_sdk(place: Place) -> None:
+    reply = place.anthropic().messages.create(model="claude-opus-4-5", max_tokens=9, **said())
+    assert reply.content[0].text == TEXT  # type: ignore[union-attr]
+    assert place.last.path == "/anthropic/messages"
+    assert ANTHROPIC_KEY in place.last.headers.get("authorization", place.last.headers.get("x-api-key", ""))
+    [call] = place.calls(f"response_id = '{reply.id}'")
+    assert call["input_tokens"] == reply.usage.input_tokens + 3, "all input, cached included"
+    assert (call["cache_read_tokens"], call["cost_status"], call["provider"]) == (3, "priced", "anthropic")
+
+
+def test_anthropic_sdk_streams(place: Place) -> None:
+    with place.anthropic().messages.stream(model="claude-opus-4-5", max_tokens=9, **said()) as stream:
+        assert "".join(stream.text_stream) == TEXT
+        reply = stream.get_final_message()
+    [call] = place.calls(f"response_id = '{reply.id}'")
+    assert call["output_tokens"] == 5, "message_delta's count, not message_start's placeholder"
+
+
+def test_responses_api(place: Place) -> None:
+    reply = place.openai().responses.create(model="gpt-5", input="say hello")
+    assert reply.output_text == TEXT
+    with place.openai().responses.stream(model="gpt-5", input="say hello") as stream:
+        events = list(stream)
+    assert events[-1].type == "response.completed"
+    assert len(place.calls(f"response_id IN ('{reply.id}', '{events[-1].response.id}')")) == 2
+
+
+def test_embeddings(place: Place) -> None:
+    before = len(place.calls("served_model LIKE '%embedding%'"))
+    place.openai().embeddings.create(model="text-embedding-3-small", input="say hello")
+    calls = place.calls("served_model LIKE '%embedding%'")
+    assert len(calls) == before + 1
+    assert (calls[-1]["output_tokens"], calls[-1]["cost_status"]) == (0, "priced")
+
+
+def test_gemini(place: Place) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "say hello"}]}]}
+    for verb, query in (("generateContent", ""), ("streamGenerateContent", "?alt=sse")):
+        path = f"/v1beta/models/gemini-2.5-flash:{verb}{query}"
+        status, _, answer = place.post(path, body, x_goog_api_key="AIza-mine")
+        assert status == 200 and b"toll" in answer
+        assert place.last.path == f"/google/models/gemini-2.5-flash:{verb}"
+        assert place.last.headers["x-goog-api-key"] == "AIza-mine"
+    calls = place.calls("provider = 'google'")
+    assert [call["output_tokens"] for call in calls] == [5, 5]
+
+
+STREAMED = [
+    ("/v1/chat/completions", said(model="gpt-5", stream=True, stream_options={"include_usage": True})),
+    ("/v1/messages", said(model="claude-opus-4-5", max_tokens=9, stream=True)),
+    ("/v1/responses", {"model": "gpt-5", "input": "say hello", "stream": True}),
+]
+WHOLE = [(path, {**body, "stream": False, "stream_options": None}) for path, body in STREAMED]
+
+
+@pytest.mark.parametrize(("path", "body"), [*STREAMED, *WHOLE])
+def test_bytes_are_relayed_as_they_are(place: Place, path: str, body: dict[str, Any]) -> None:
+    """Odd blanks, escapes and numbers, both ways."""
+    odd = (
+        json.dumps(body).replace('"model"', '\n\t"mod\\u0065l"', 1).replace("{", '{"temperature": 1.00, ', 1)
+    )
+    key = ANTHROPIC_KEY if path == "/v1/messages" else OPENAI_KEY
+    status, headers, answer = place.post(path, odd.encode(), authorization=f"Bearer {key}")
+    assert status == 200
+    assert place.last.body == odd.encode()
+    assert answer == place.models.sent[-1]
+    assert headers["x-request-id"].startswith("req_")
+
+
+def test_headers_of_the_client_go_on_and_ours_stay(place: Place) -> None:
+    place.post(
+        "/v1/messages?beta=true",
+        said(model="claude-opus-4-5", max_tokens=9),
+        authorization="Bearer sk-ant-oat01-login",
+        anthropic_beta="oauth-2025-04-20,claude-code-20250219",
+        user_agent="claude-cli/2.1.92 (external, cli)",
+        x_app="cli",
+        x_claude_code_session_id="7c0d0a3e-session",
+        x_tollbook_team="core",
+        connection="keep-alive, x-hop",
+        x_hop="dropped",
+    )
+    sent = place.last.headers
+    assert place.last.query == "beta=true"
+    assert sent["authorization"] == "Bearer sk-ant-oat01-login"
+    assert sent["anthropic-beta"] == "oauth-2025-04-20,claude-code-20250219"
+    assert sent["user-agent"] == "claude-cli/2.1.92 (external, cli)" and sent["x-app"] == "cli"
+    assert not {"x-tollbook-team", "x-hop"} & set(sent)
+    [call] = place.calls("session_id = '7c0d0a3e-session'")
+    assert (call["access"], call["team"], call["service"]) == ("subscription", "core", "claude-code")
+    assert call["cost_status"] == "included"
+
+
+def test_our_key_opens_the_door_and_the_callers_does_not_go_along(place: Place) -> None:
+    body = said(model="kimi-for-coding/kimi-k2", max_tokens=9)
+    status, headers, _ = place.post("/v1/messages", body, authorization="Bearer sk-ant-api03-mine")
+    assert status == 200
+    assert place.last.path == "/kimi-for-coding/messages"
+    assert place.last.json()["model"] == "kimi-k2"
+    shown = " ".join(place.last.headers.values())
+    assert VAULT_KEY in shown and "sk-ant" not in shown
+    assert (headers["tollbook-provider"], headers["tollbook-access"]) == ("kimi-for-coding", "subscription")
+    call = place.calls("provider = 'kimi-for-coding'")[-1]
+    assert (call["access"], call["cost_status"], call["account_id"]) == (
+        "subscription",
+        "included",
+        "default",
+    )
+    assert VAULT_KEY not in place.house.log()
+
+
+def test_a_plan_key_is_not_shown_at_a_metered_door(place: Place) -> None:
+    before = len(place.models.arrived)
+    body = said(model="moonshotai/kimi-k2", max_tokens=9)
+    status, _, answer = place.post("/v1/messages", body, x_api_key="sk-kimi-mine")
+    assert status in (400, 401)
+    assert b"belong to kimi-for-coding" in answer and b"sk-kimi-mine" not in answer
+    assert len(place.models.arrived) == before
+
+
+def test_a_key_of_another_provider_is_never_shown(place: Place) -> None:
+    before = len(place.models.arrived)
+    status, _, answer = place.post(
+        "/v1/chat/completions", said(model="groq/llama-3"), authorization="Bearer sk-proj-x"
+    )
+    assert status == 401 and b"openai" in answer
+    assert len(place.models.arrived) == before
+
+
+def test_what_is_ambiguous_is_refused_with_the_ways_to_settle_it(place: Place) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"/glm-4\.6`"):
+        place.openai(key="tollbook").chat.completions.create(model="glm-4.6", **said())
+
+
+def test_refusals_keep_status_and_words_and_are_recorded(place: Place) -> None:
+    with pytest.raises(openai.RateLimitError, match="told to: status 429"):
+        place.openai().chat.completions.create(model="gpt-5", **said("status 429"))
+    with pytest.raises(anthropic.InternalServerError):
+        place.anthropic().messages.create(model="claude-opus-4-5", max_tokens=9, **said("status 529"))
+    refused = {(call["http_status"], call["cost_status"]) for call in place.calls("status = 'error'")}
+    assert {(429, "not_billable"), (529, "not_billable")} <= refused
+
+
+def test_the_agents_own_telemetry_of_a_call_is_the_same_call(place: Place) -> None:
+    """Without any id but the trace's, and although a first try under the same span was refused."""
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    call = new_call(random.Random(1), started_ns=time.time_ns())
+    for text in ("status 429", "say hello"):
+        body = said(text, model="gpt-5")
+        key, traceparent = f"Bearer {OPENAI_KEY}", f"00-{trace}-{parent}-01"
+        answer = place.post("/v1/chat/completions", body, authorization=key, traceparent=traceparent)[2]
+    told = json.loads(answer)
+    span = span_of(call, random.Random(1))
+    span.trace_id, span.span_id = bytes.fromhex(trace), bytes.fromhex(parent)
+    del span.attributes[:]
+    for name, value in (("operation.name", "chat"), ("request.model", "gpt-5"), ("usage.output_tokens", 5)):
+        span.attributes.append(attribute(f"gen_ai.{name}", value))
+    span.attributes.append(attribute("gen_ai.usage.input_tokens", told["usage"]["prompt_tokens"]))
+    place.house.send("traces", export([span]))
+    refused, answered = place.calls(f"trace_id = '{trace}'")
+    assert (refused["http_status"], refused["observation_count"]) == (429, 1)
+    assert (answered["observation_count"], answered["basis"]) == (2, "proxy")
+    assert (answered["response_id"], answered["service"], answered["team"]) == (
+        told["id"],
+        "shop-agent",
+        "checkout",
+    )
+
+
+def test_a_caller_that_leaves_ends_the_call_and_its_use_is_unknown_not_free(place: Place) -> None:
+    left = place.models.left
+    stream = place.openai().chat.completions.create(model="gpt-5", stream=True, **said("slowly"))
+    first = next(iter(stream))
+    stream.close()
+    _until(lambda: place.models.left > left)
+    _until(lambda: bool(place.calls(f"response_id = '{first.id}'")))
+    [call] = place.calls(f"response_id = '{first.id}'")
+    assert (call["cost_status"], call["status"]) == ("usage_unknown", "ok")
+
+
+def test_a_stream_that_breaks_tells_so_and_keeps_what_came(place: Place) -> None:
+    messages = place.anthropic().messages
+    cut = messages.stream(model="claude-opus-4-5", max_tokens=9, **said("cut after 4"))
+    with pytest.raises(anthropic.APIError), cut as stream:
+        list(stream.text_stream)
+    call = place.calls("provider = 'anthropic'")[-1]
+    assert call["input_tokens"] > 3 and call["cost_status"] == "priced"
+
+
+def test_what_is_no_request_is_refused_in_the_callers_dialect(place: Place) -> None:
+    status, _, answer = place.post("/v1/messages", b"{", x_api_key="k")
+    assert status == 400 and json.loads(answer)["error"]
+    assert place.post("/v1/messages", b"a=b", content_type="text/plain")[0] == 400
+
+
+def test_counting_tokens_is_no_call(place: Place) -> None:
+    before = len(place.calls())
+    counted = place.anthropic().messages.count_tokens(model="claude-opus-4-5", **said())
+    assert counted.input_tokens == 7
+    assert place.last.path == "/anthropic/messages/count_tokens"
+    assert len(place.calls()) == before
+
+
+def test_calls_that_a_kill_cut_off_are_in_the_book_as_unknown(place: Place) -> None:
+    stream = place.anthropic().messages.create(
+        model="claude-opus-4-5", max_tokens=9, stream=True, **said("slowly")
+    )
+    next(iter(stream))
+    before = len(place.calls())
+    place.house.kill()
+    with pytest.raises((anthropic.APIError, Exception)):
+        list(stream)
+    place.house.restart()
+    place.house.wait_ready()
+    calls = place.calls()
+    assert len(calls) == before + 1
+    assert calls[-1]["cost_status"] == "usage_unknown"
+
+
+def _until(met: Any, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
