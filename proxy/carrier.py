@@ -20,6 +20,7 @@ from proxy.choice import Chooser
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome, Target
 from proxy.failure import Failure, FailureKind, classify, failure
 from proxy.inflight import InFlight, TooManyInFlight
+from proxy.keys import access_by_answer
 from proxy.outgoing import Outgoing, outgoing
 from proxy.refusal import Refused
 from proxy.relay import Client, inflated, relay, relay_refusal, relay_whole
@@ -103,6 +104,8 @@ class Carrier:
         self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, client: Client
     ) -> Failure | None:
         attempt.status, attempt.headers = answer.status, answer.headers
+        book = self._chooser().catalogue.book
+        attempt.access = access_by_answer(book, attempt.target.provider, answer.headers) or attempt.access
 
         async def seal() -> None:
             await self._seal(exchange, attempt, Outcome.ANSWERED)

@@ -116,6 +116,7 @@ class Chooser:
             credential=shown.key,
             plan=door.plan,
             account=shown.account,
+            key_prefix=shown.kinds[0].prefix if shown.kinds else None,
             is_local=door.access == "local" or door.auth == "none" or bool(own and own.local),
             variables=own.variables if own else {},
         )

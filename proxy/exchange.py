@@ -39,6 +39,7 @@ class Target:
     credential: Secret | None = None
     plan: str | None = None
     account: str | None = None
+    key_prefix: str | None = None
     is_local: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,6 +110,7 @@ class Attempt:
     span_id: bytes = field(default_factory=new_span_id)
     started_ns: int = field(default_factory=time.time_ns)
     started_s: float = field(default_factory=time.perf_counter)
+    access: str = ""
     slot: int | None = None
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -116,3 +118,6 @@ class Attempt:
     told: Told | None = None
     failure: Failure | None = None
     outcome: Outcome = Outcome.INTERRUPTED
+
+    def __post_init__(self) -> None:
+        self.access = self.target.access

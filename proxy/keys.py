@@ -7,13 +7,15 @@ door of the other, with the reason, before anything is sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from catalog.provider_book import Book
 from proxy.caller import Headers
 from proxy.secret import Secret
 
-__all__ = ["KeyKind", "access_by_headers", "kinds_of", "misplaced"]
+__all__ = ["KeyKind", "access_by_answer", "access_by_headers", "kinds_of", "misplaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +71,16 @@ def access_by_headers(book: Book, provider: str, headers: Headers) -> str | None
     return None
 
 
+def access_by_answer(book: Book, provider: str, headers: Mapping[str, str]) -> str | None:
+    """The access that an answer tells: what was asked under a plan may have been served beyond it."""
+    for marker in book.providers[provider].markers:
+        if marker.side != "response":
+            continue
+        for name, value in headers.items():
+            if fnmatchcase(name, marker.header) and _fits(value.lower(), marker.value):
+                return marker.access
+    return None
+
+
 def _fits(value: str, pattern: str | None) -> bool:
-    return pattern is None or pattern.strip("*") in value
+    return pattern is None or fnmatchcase(value, pattern)

@@ -7,7 +7,6 @@ provider took (status below 400) is never told as failed: what it used may be un
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -31,7 +30,7 @@ REQUEST_ID_HEADERS: Final = (
     "apim-request-id",
     "x-log-id",
 )
-_MAX_QUOTAS: Final = 24
+_MAX_HEADERS: Final = 1000
 _MAX_TEXT: Final = 200
 
 
@@ -54,7 +53,7 @@ def record_of(exchange: Exchange, attempt: Attempt, provider: Provider | None) -
                 **_target(exchange, attempt),
                 **_answer(attempt),
                 **_usage(attempt),
-                **_quotas(attempt, provider),
+                **_headers(attempt, provider),
             },
         )
     )
@@ -89,10 +88,11 @@ def _target(exchange: Exchange, attempt: Attempt) -> dict[str, Value | None]:
         "gen_ai.request.model": target.model,
         "gen_ai.request.stream": exchange.said.streaming,
         "url.full": target.base_url if ours and "{" not in target.base_url else None,
-        "tollbook.access": target.access if target.access != "unknown" else None,
+        "tollbook.access": attempt.access if attempt.access != "unknown" else None,
         "tollbook.plan": target.plan,
         "tollbook.account": target.account if target.credential_kind is CredentialKind.VAULT else None,
         "tollbook.credential": str(target.credential_kind),
+        "tollbook.credential_kind": target.key_prefix,
         "tollbook.route": exchange.route,
         "tollbook.attempt": attempt.number,
         "tollbook.fallback_from": attempt.fallback_from,
@@ -146,12 +146,15 @@ def _usage(attempt: Attempt) -> dict[str, Value | None]:
     return {} if told is None else {key: getattr(told, name) for name, key in _USAGE.items()}
 
 
-def _quotas(attempt: Attempt, provider: Provider | None) -> Mapping[str, Value | None]:
-    """What the answer's headers tell of plan windows and limits, under their own names."""
-    patterns = provider.quota_headers if provider is not None else ()
-    found = {
-        f"tollbook.quota.{name}": value[:_MAX_TEXT]
-        for name, value in attempt.headers.items()
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
-    return dict(list(found.items())[:_MAX_QUOTAS])
+def _headers(attempt: Attempt, provider: Provider | None) -> dict[str, Value | None]:
+    """What the answer's headers tell of plan windows, limits and access, as `name=value;name=value`."""
+    if provider is None:
+        return {}
+    patterns = [*provider.quota_headers, *(m.header for m in provider.markers if m.side == "response")]
+    told, size = [], 0
+    for name, value in attempt.headers.items():
+        text = f"{name}={value}"
+        if size + len(text) < _MAX_HEADERS and any(fnmatchcase(name, pattern) for pattern in patterns):
+            told.append(text.replace(";", ","))
+            size += len(text) + 1
+    return {"tollbook.headers": ";".join(told) or None}
