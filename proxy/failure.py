@@ -9,7 +9,6 @@ keys, internal addresses or pages of HTML.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from .json_values import dumps, loads, objects
 from .redact import redact, without_internal_urls
 from .retry_after import retry_after_s
 from .sse import encoded
@@ -99,7 +99,7 @@ def render(failure: Failure, wire_format: WireFormat) -> tuple[int, dict[str, st
         headers["retry-after"] = str(max(0, math.ceil(failure.retry_after_s)))
     if not failure.kind.retryable:
         headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's SDKs obey it
-    return failure.status, headers, _json(error_body(failure, wire_format))
+    return failure.status, headers, dumps(error_body(failure, wire_format))
 
 
 def render_event(failure: Failure, wire_format: WireFormat, *, sequence_number: int = 0) -> bytes:
@@ -107,8 +107,8 @@ def render_event(failure: Failure, wire_format: WireFormat, *, sequence_number: 
     body = error_body(failure, wire_format)
     if wire_format is WireFormat.OPENAI_RESPONSES:
         told = {key: body["error"][key] for key in ("code", "message", "param")}
-        return encoded(_json({"type": "error", "sequence_number": sequence_number, **told}), b"error")
-    return encoded(_json(body), b"error" if wire_format is WireFormat.ANTHROPIC_MESSAGES else b"")
+        return encoded(dumps({"type": "error", "sequence_number": sequence_number, **told}), b"error")
+    return encoded(dumps(body), b"error" if wire_format is WireFormat.ANTHROPIC_MESSAGES else b"")
 
 
 def error_body(failure: Failure, wire_format: WireFormat) -> dict[str, Any]:
@@ -147,10 +147,7 @@ class _Told:
 
     @classmethod
     def read(cls, body: bytes) -> _Told:
-        try:
-            parsed = json.loads(body[:_READ_BYTES])
-        except (ValueError, RecursionError):
-            parsed = None
+        parsed = loads(body[:_READ_BYTES])
         if isinstance(parsed, list) and parsed:  # Google answers streams so
             parsed = parsed[0]
         document = parsed if isinstance(parsed, dict) else {}
@@ -172,15 +169,15 @@ _WORD_KEYS: Final = ("reason", "status_code", "code", "type", "status", "error_t
 def _holders(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The objects that may tell of the error, innermost first."""
     response = document.get("response")
-    outer = [document, response if isinstance(response, dict) else {}, *_objects(document.get("choices"))]
+    outer = [document, response if isinstance(response, dict) else {}, *objects(document.get("choices"))]
     inner = [holder["error"] for holder in outer if isinstance(holder.get("error"), dict)]
     for error in inner:
-        yield from _objects(error.get("details"))
+        yield from objects(error.get("details"))
         if isinstance(error.get("metadata"), dict):
             yield error["metadata"]
         yield error
     yield from (base for holder in outer if isinstance(base := holder.get("base_resp"), dict))
-    yield from _objects(document.get("errors"))
+    yield from objects(document.get("errors"))
     yield document
 
 
@@ -196,10 +193,6 @@ def _word(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return value[:100] if isinstance(value, str) and value and value != "error" else None
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _kind(provider: str | None, status: int, told: _Told) -> FailureKind:
@@ -319,7 +312,3 @@ def _facts() -> _Facts:
 
 def _by_word(kinds: Mapping[str, list[str]]) -> dict[str, FailureKind]:
     return {word: FailureKind(kind) for kind, words in kinds.items() for word in words}
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

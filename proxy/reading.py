@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from .counts import Counts, Flat, counts_of, flattened, merged
+from .json_values import object_in, objects
 from .wire import WireFormat
 
 _IDENTITY_EVENTS: Final = 8  # an id that did not come within so many events does not come
@@ -83,7 +84,7 @@ class Reading:
         inner = next(
             (p for key in ("response", "message") if isinstance(p := payload.get(key), dict)), payload
         )
-        for usage in _usages(payload, inner):
+        for usage in usages_in(payload, inner):
             self._usage = merged(self._usage, flattened(usage))
             self._name("tier", _TRAFFIC.get(str(usage.get("trafficType")), usage.get("service_tier")))
             self._name("speed", usage.get("speed"))
@@ -131,9 +132,10 @@ class Reading:
             self._words[key] = value
 
 
-def _usages(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def usages_in(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every usage object of a payload and of the answer inside it, wherever providers put it."""
     groq = payload.get("x_groq")
-    holders = [inner, payload, groq, *_listed(payload, "choices")]  # Moonshot tells it within the choice
+    holders = [inner, payload, groq, *objects(payload.get("choices"))]  # Moonshot tells it within the choice
     seen: list[Any] = []
     for holder in holders:
         for key in ("usage", "usageMetadata"):
@@ -144,14 +146,14 @@ def _usages(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[dict[str
 
 
 def _finishes(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    for place, choice in enumerate([*_listed(inner, "choices"), *_listed(inner, "candidates")]):
+    for place, choice in enumerate([*objects(inner.get("choices")), *objects(inner.get("candidates"))]):
         reason = choice.get("finish_reason") or choice.get("finishReason")
         if isinstance(reason, str):
             yield _index(choice, place), reason
     delta, blocked, cut = (
-        _object(payload, "delta"),
-        _object(inner, "promptFeedback"),
-        _object(inner, "incomplete_details"),
+        object_in(payload, "delta"),
+        object_in(inner, "promptFeedback"),
+        object_in(inner, "incomplete_details"),
     )
     reasons = [
         delta.get("stop_reason"),
@@ -172,9 +174,9 @@ def _index(choice: dict[str, Any], place: int) -> int:
 
 def _error(payload: dict[str, Any], inner: dict[str, Any]) -> str | None:
     """The provider's word for the error that a payload tells of; None if it tells of none."""
-    holders = [payload, inner, *_listed(payload, "choices")]
+    holders = [payload, inner, *objects(payload.get("choices"))]
     error = next((holder["error"] for holder in holders if holder.get("error")), None)
-    base = _object(payload, "base_resp")  # MiniMax
+    base = object_in(payload, "base_resp")  # MiniMax
     if base.get("status_code"):
         return str(base["status_code"])
     if error is None and payload.get("type") not in _FAILS:
@@ -184,13 +186,3 @@ def _error(payload: dict[str, Any], inner: dict[str, Any]) -> str | None:
         (told[key] for key in ("type", "code", "status") if told.get(key) not in (None, "", "error")), "error"
     )
     return str(word)[:100]
-
-
-def _listed(payload: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    value = payload.get(key)
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _object(payload: dict[str, Any], key: str) -> dict[str, Any]:
-    value = payload.get(key)
-    return value if isinstance(value, dict) else {}

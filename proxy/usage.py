@@ -12,8 +12,7 @@ import re
 from decimal import Decimal
 from typing import Any, Final
 
-import orjson
-
+from .json_values import loads
 from .reading import Reading, Told
 from .sse import DONE, EventReader
 from .wire import WireFormat
@@ -144,6 +143,6 @@ def _parsed(data: bytes) -> Any:
     try:
         if b'cost"' in data or b'"cost_' in data:
             return json.loads(data, parse_float=Decimal)
-        return orjson.loads(data)
+        return loads(data)
     except (ValueError, RecursionError):
         return None

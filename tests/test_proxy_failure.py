@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.failure import Failure, FailureKind, classify, failure, render, render_event
@@ -249,6 +249,7 @@ _BODIES = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from([None, "zai", "google"]), st.integers(100, 599), _BODIES, st.text(max_size=12))
 def test_no_answer_is_too_strange_to_classify(
     provider: str | None, status: int, body: Any, wait: str

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.redact import REDACTED, prefixes, redact, without_internal_urls
@@ -97,6 +97,7 @@ _PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_PIECES, max_size=8).map("".join))
 def test_to_redact_twice_changes_nothing_more(text: str) -> None:
     once = redact(text)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.sse import EventReader, encoded
@@ -281,6 +281,7 @@ STREAMS = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 2000))
 def test_any_cut_of_the_bytes_tells_the_same(
     stream: tuple[WireFormat, bytes], places: list[int], length: int
@@ -296,6 +297,7 @@ LINES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 400), max_size=8))
 def test_events_do_not_depend_on_cuts_or_line_ends(lines: list[bytes], end: bytes, places: list[int]) -> None:
     whole = b"".join(line + end for line in lines)
@@ -331,6 +333,7 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(WireFormat)), st.lists(_JSON, max_size=3), st.booleans())
 def test_no_answer_is_strange_enough_to_break_the_tap(
     wire_format: WireFormat, payloads: list[Any], plain: bool
@@ -339,6 +342,7 @@ def test_no_answer_is_strange_enough_to_break_the_tap(
     told(wire_format, body)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_strange_enough_to_break_the_tap(body: bytes) -> None:
     for wire_format in WireFormat:
@@ -359,6 +363,7 @@ _USAGE = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(WireFormat)), st.lists(_USAGE, max_size=3))
 def test_parts_always_lie_inside_their_wholes(wire_format: WireFormat, usages: list[dict[str, Any]]) -> None:
     answer = told(wire_format, events(*({"id": "x", "usage": usage} for usage in usages)))

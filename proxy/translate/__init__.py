@@ -1,0 +1,215 @@
+"""Requests, answers and streams of one format in the words of another.
+
+Four formats, each with a reader and a writer of requests and of answers; what lies between is a
+conversation (`conversation.py`) and an answer as events (`events.py`). What cannot be said in the other
+format is refused by its name (`CannotCarry`), never dropped; hints that merely help may be left out, and
+are named.
+
+`source` is always the caller's format, `target` the provider's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from ..failure import Failure, FailureKind, classify, error_body, failure, render_event
+from ..json_values import dumps, loads
+from ..sse import DONE, EventReader
+from ..wire import WireFormat
+from . import (
+    chat_answer,
+    chat_request,
+    google_answer,
+    google_request,
+    messages_answer,
+    messages_request,
+    responses_answer,
+    responses_request,
+)
+from .conversation import CannotCarry, Json, Request
+from .events import Answer, Event, Failed, Finished, collected
+
+__all__ = [
+    "AnswerTranslator",
+    "CannotCarry",
+    "Translated",
+    "answer_translator",
+    "translate_request",
+    "translated",
+]
+
+_CHAT, _RESPONSES = WireFormat.OPENAI_CHAT, WireFormat.OPENAI_RESPONSES
+_MESSAGES, _GOOGLE = WireFormat.ANTHROPIC_MESSAGES, WireFormat.GOOGLE_GENERATE
+_ID_PREFIX: Final = {_CHAT: "chatcmpl-", _RESPONSES: "resp_", _MESSAGES: "msg_", _GOOGLE: ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A request in the target's format, and the names of hints that were left out."""
+
+    body: Json
+    left_out: tuple[str, ...]
+
+
+def translate_request(body: Json, source: WireFormat, target: WireFormat, *, model: str) -> Json:
+    """The request in the target's format; CannotCarry names what that format cannot say."""
+    return translated(body, source, target, model=model).body
+
+
+def translated(
+    body: Json,
+    source: WireFormat,
+    target: WireFormat,
+    *,
+    model: str,
+    streaming: bool = False,
+    max_output_tokens: int | None = None,
+) -> Translated:
+    """As `translate_request`, with what was left out.
+
+    streaming: for Gemini's callers, whose path says so. max_output_tokens: what the model can give at
+    most, for Anthropic's format, which demands a limit that the caller may not have named.
+    """
+    request = _read(body, source, model, streaming)
+    if target is _MESSAGES:
+        written, left_out = messages_request.write(request, max_output_tokens)
+    else:
+        written, left_out = _REQUEST_WRITERS[target](request)
+    return Translated(written, tuple(dict.fromkeys((*request.left_out, *left_out))))
+
+
+def _read(body: Json, source: WireFormat, model: str, streaming: bool) -> Request:
+    if source is _GOOGLE:
+        return google_request.read(body, model, streaming=streaming)
+    return _REQUEST_READERS[source](body, model)
+
+
+_REQUEST_READERS: Final[Mapping[WireFormat, Callable[[Json, str], Request]]] = {
+    _CHAT: chat_request.read,
+    _RESPONSES: responses_request.read,
+    _MESSAGES: messages_request.read,
+}
+_REQUEST_WRITERS: Final[Mapping[WireFormat, Callable[[Request], tuple[Json, list[str]]]]] = {
+    _CHAT: chat_request.write,
+    _RESPONSES: responses_request.write,
+    _GOOGLE: google_request.write,
+}
+
+
+class _Reader(Protocol):
+    def body(self, payload: Json, raw: bytes) -> list[Event]: ...
+    def feed(self, payload: Json, raw: bytes) -> list[Event]: ...
+    def finish(self) -> list[Event]: ...
+
+
+class _Writer(Protocol):
+    def write(self, event: Event) -> bytes: ...
+    def end(self) -> bytes: ...
+
+
+_READERS: Final[Mapping[WireFormat, Callable[[], _Reader]]] = {
+    _CHAT: chat_answer.Reader,
+    _RESPONSES: responses_answer.Reader,
+    _MESSAGES: messages_answer.Reader,
+    _GOOGLE: google_answer.Reader,
+}
+_WRITERS: Final[Mapping[WireFormat, Callable[[Json, str, int], _Writer]]] = {
+    _CHAT: chat_answer.Writer,
+    _RESPONSES: responses_answer.Writer,
+    _MESSAGES: messages_answer.Writer,
+    _GOOGLE: google_answer.Writer,
+}
+_BODIES: Final[Mapping[WireFormat, Callable[[Answer, Json, int], Json]]] = {
+    _CHAT: chat_answer.body_of,
+    _RESPONSES: responses_answer.body_of,
+    _MESSAGES: messages_answer.body_of,
+    _GOOGLE: google_answer.body_of,
+}
+
+
+def answer_translator(source: WireFormat, target: WireFormat, request: Json) -> AnswerTranslator:
+    """For one answer to `request` (the caller's, parsed)."""
+    return AnswerTranslator(source, target, request, created_s=int(time.time()))
+
+
+class AnswerTranslator:
+    """One answer of the target's format in the caller's: whole by `body`, streamed by `feed` and `finish`.
+
+    `failed` tells of an error inside the answer; a stream that fails ends with the caller's own error event.
+    """
+
+    def __init__(self, source: WireFormat, target: WireFormat, request: Json, *, created_s: int) -> None:
+        self._source, self._request, self._created_s = source, request, created_s
+        self._id = _ID_PREFIX[source] + secrets.token_hex(12)
+        self._reader = _READERS[target]()
+        self._writer = _WRITERS[source](request, self._id, created_s)
+        self._events = EventReader()
+        self._over = False
+        self.failed: Failure | None = None
+
+    def body(self, body: Json) -> Json:
+        """A whole answer; the caller's error body where the provider's is one."""
+        return self._whole(self._reader.body(body, dumps(body)))
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What a chunk of the provider's stream comes to; often nothing yet."""
+        return b"".join(
+            self._written(event) for e in self._events.feed(chunk) for event in self._read(e.data)
+        )
+
+    def finish(self) -> bytes:
+        """The end of the caller's stream, when the provider's has ended; an error if that had no end."""
+        rest = self._events.pending()
+        last = [*(self._read(rest.data) if rest is not None else ()), *self._reader.finish()]
+        written = b"".join(map(self._written, last))
+        if self._over:
+            return written
+        return written + self._fail(
+            failure(FailureKind.NETWORK, "the provider's stream broke off before its end")
+        )
+
+    def collected_body(self, stream: bytes) -> Json:
+        """A whole answer from a provider's complete stream, for callers that did not ask for a stream."""
+        events = [event for e in self._events.feed(stream) for event in self._read(e.data)]
+        rest = self._events.pending()
+        events += self._read(rest.data) if rest is not None else ()
+        return self._whole([*events, *self._reader.finish()])
+
+    def _whole(self, events: list[Event]) -> Json:
+        answer = collected(events)
+        if answer.failed is not None:
+            self.failed = _classified(answer.failed)
+            return error_body(self.failed, self._source)
+        answer.id = answer.id or self._id
+        return _BODIES[self._source](answer, self._request, self._created_s)
+
+    def _read(self, data: bytes) -> list[Event]:
+        if data == DONE:
+            return self._reader.finish()
+        payload = loads(data)
+        return self._reader.feed(payload, data) if isinstance(payload, dict) else []
+
+    def _written(self, event: Event) -> bytes:
+        if self._over:
+            return b""
+        if isinstance(event, Failed):
+            return self._fail(_classified(event))
+        written = self._writer.write(event)
+        if isinstance(event, Finished):
+            self._over = True
+            written += self._writer.end()
+        return written
+
+    def _fail(self, found: Failure) -> bytes:
+        self._over, self.failed = True, found
+        number = getattr(self._writer, "sequence_number", 0)
+        return render_event(found, self._source, sequence_number=number)
+
+
+def _classified(failed: Failed) -> Failure:
+    return classify(None, 200, {}, failed.body, now=datetime.now(UTC))

@@ -1,0 +1,392 @@
+"""Requests of Anthropic's messages, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..wire import WireFormat
+from . import effort, media
+from .chat_request import finished, reasoning_of_thinking, stop_sequences
+from .conversation import (
+    AnswerFormat,
+    CannotCarry,
+    Json,
+    Media,
+    Message,
+    Part,
+    Reading,
+    Reasoning,
+    Request,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+    Writing,
+    merged_turns,
+)
+
+ORIGIN: Final = WireFormat.ANTHROPIC_MESSAGES
+DEFAULT_MAX_TOKENS: Final = 4096  # what every model of the format accepts
+MAX_USER_CHARACTERS: Final = 64  # OpenAI's limit; what is longer names a machine and a session, not a user
+
+
+def read(body: Json, model: str) -> Request:
+    """CannotCarry names what has no place outside this format."""
+    reading = Reading(body)
+    reading.take("model")
+    choice, parallel = _tool_choice(reading)
+    config = reading.inside(reading.take("output_config"), "output_config")
+    metadata = reading.inside(reading.take("metadata"), "metadata")
+    user = metadata.text("user_id")
+    if user and len(user) > MAX_USER_CHARACTERS:
+        user = None
+        reading.left_out.append("metadata.user_id")
+    request = Request(
+        model=model,
+        messages=(*_system(reading), *_messages(reading)),
+        tools=tuple(_tools(reading)),
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
+        max_output_tokens=reading.number("max_tokens"),
+        sampling={k: v for k in ("temperature", "top_p", "top_k") if (v := reading.number(k)) is not None},
+        stop=stop_sequences(reading.take("stop_sequences")),
+        answer_format=_answer_format(config.take("format") or reading.take("output_format"), config),
+        reasoning=_reasoning(reading, config.text("effort")),
+        streaming=reading.flag("stream") or False,
+        stream_usage=True,
+        service_tier=reading.text("service_tier"),
+        openai={"user": user} if user else {},
+    )
+    config.close()
+    metadata.close()
+    reading.close()
+    return finished(request, reading)
+
+
+def _system(reading: Reading) -> Iterator[Message]:
+    system = reading.take("system")
+    if isinstance(system, str) and system:
+        yield Message("system", (Text(system),))
+    elif isinstance(system, list) and (parts := tuple(_blocks(system, reading, "system"))):
+        yield Message("system", parts)
+
+
+def _messages(reading: Reading) -> Iterator[Message]:
+    for given in reading.take("messages") or ():
+        message = reading.inside(given, "messages")
+        role, content = message.text("role"), message.take("content")
+        if role not in ("user", "assistant", "system"):
+            if message.source:
+                message.refuse(f"role {role}")
+            continue
+        parts = (Text(content),) if isinstance(content, str) else tuple(_blocks(content, message, "content"))
+        if parts:
+            yield Message(role, parts)  # type: ignore[arg-type]
+
+
+def _blocks(blocks: Any, reading: Reading, name: str) -> Iterator[Part]:
+    for given in blocks if isinstance(blocks, list) else ():
+        block = reading.inside(given, name)
+        if block.source and (part := _block(block)) is not None:
+            yield part
+            block.close(silent=("caller",))
+
+
+def _block(block: Reading) -> Part | None:
+    kind, cache = block.text("type"), block.take("cache_control")
+    found: Part | None = None
+    match kind:
+        case "text":
+            block.take("citations")
+            text = block.text("text")
+            return Text(text, cache) if text else None
+        case "image" | "document":
+            found = _media(block, kind, cache)
+        case "thinking":
+            found = Thinking(block.text("thinking") or "", block.text("signature") or None, ORIGIN)
+        case "redacted_thinking":
+            found = Thinking("", block.text("data"), ORIGIN, redacted=True)
+        case "tool_use":
+            found = ToolCall(block.needed("id"), block.needed("name"), _arguments(block), None, cache)
+        case "tool_result":
+            found = _tool_result(block, cache)
+    if found is None:
+        block.refuse(str(kind))
+    return found
+
+
+def _arguments(block: Reading) -> str:
+    given = block.take("input")
+    return json.dumps(given if given is not None else {}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _tool_result(block: Reading, cache: Json | None) -> ToolResult:
+    content = block.take("content")
+    if isinstance(content, list):
+        parts = tuple(p for p in _blocks(content, block, "content") if isinstance(p, Text | Media))
+    else:
+        text = (
+            content
+            if isinstance(content, str)
+            else ""
+            if content is None
+            else json.dumps(content, separators=(",", ":"))
+        )
+        parts = (Text(text),) if text else ()
+    return ToolResult(block.needed("tool_use_id"), parts, None, block.flag("is_error") or False, cache)
+
+
+def _media(block: Reading, kind: str, cache: Json | None) -> Part | None:
+    source = block.take("source")
+    block.take("citations", "context")
+    if not isinstance(source, dict):
+        return None
+    what: media.Kind = "image" if kind == "image" else "document"
+    name = block.text("title")
+    if source.get("type") == "url" and isinstance(source.get("url"), str):
+        return Media(what, None, None, source["url"], None, name, cache)
+    if source.get("type") == "base64" and isinstance(source.get("data"), str):
+        return Media(what, source.get("media_type"), source["data"], None, None, name, cache)
+    if source.get("type") == "text" and isinstance(source.get("data"), str):
+        return Text(source["data"], cache)
+    return None
+
+
+def _tools(reading: Reading) -> Iterator[Tool]:
+    for given in reading.take("tools") or ():
+        tool = reading.inside(given, "tools")
+        if tool.text("type") not in (None, "custom"):
+            tool.refuse(str(tool.source.get("name") or tool.source["type"]))
+            continue
+        schema = tool.take("input_schema")
+        yield Tool(
+            tool.text("name") or "",
+            tool.text("description"),
+            schema if isinstance(schema, dict) else None,
+            tool.flag("strict"),
+            tool.take("cache_control"),
+        )
+        tool.close(silent=("eager_input_streaming", "input_examples", "allowed_callers", "defer_loading"))
+
+
+def _tool_choice(reading: Reading) -> tuple[ToolChoice | None, bool | None]:
+    choice = reading.inside(reading.take("tool_choice"), "tool_choice")
+    kind, name, single = choice.text("type"), choice.text("name"), choice.flag("disable_parallel_tool_use")
+    parallel = None if single is None else not single
+    if kind in ("auto", "none"):
+        return ToolChoice(kind), parallel  # type: ignore[arg-type]
+    if kind == "any":
+        return ToolChoice("required"), parallel
+    if kind == "tool" and name:
+        return ToolChoice("named", name), parallel
+    if kind is not None:
+        choice.refuse(kind)
+    return None, parallel
+
+
+def _answer_format(wanted: Any, config: Reading) -> AnswerFormat | None:
+    if not isinstance(wanted, dict):
+        return None
+    schema = wanted.get("schema")
+    if wanted.get("type") == "json_schema" and isinstance(schema, dict):
+        return AnswerFormat(schema)
+    config.refuse("format")
+    return None
+
+
+def _reasoning(reading: Reading, word: str | None) -> Reasoning | None:
+    thinking = reading.take("thinking")
+    if isinstance(thinking, dict):
+        return reasoning_of_thinking(thinking, word)
+    return Reasoning(None, word) if word else None
+
+
+def write(request: Request, max_output_tokens: int | None = None) -> tuple[Json, list[str]]:
+    """The body, and the names of hints that it has no place for.
+
+    max_output_tokens: the limit where the request names none, which this format does not allow.
+    """
+    writing = Writing()
+    limit = request.max_output_tokens or max_output_tokens or DEFAULT_MAX_TOKENS
+    system = [_system_block(part) for m in request.messages if m.role == "system" for part in m.parts]
+    body: Json = {"model": request.model, "max_tokens": limit}
+    body |= {"system": system} if system else {}
+    body["messages"] = [
+        {"role": turn.role, "content": _written_parts(turn, writing)} for turn in _turns(request, writing)
+    ]
+    body |= writing.sampling(request, {key: key for key in ("temperature", "top_p", "top_k")})
+    if body.get("temperature", 0) > 1:
+        writing.refused.append("temperature above 1")
+    if request.stop:
+        body["stop_sequences"] = list(request.stop)
+    if request.tools:
+        body["tools"] = [_written_tool(tool) for tool in request.tools]
+    body |= _written_choice(request)
+    _write_reasoning(request, body, writing)
+    if request.answer_format is not None:
+        config = body.setdefault("output_config", {})
+        config["format"] = {
+            "type": "json_schema",
+            "schema": request.answer_format.schema or {"type": "object"},
+        }
+    _write_rest(request, body, writing)
+    if writing.refused:
+        raise CannotCarry(writing.refused)
+    return body, writing.left_out
+
+
+def _write_rest(request: Request, body: Json, writing: Writing) -> None:
+    user = request.openai.get("user") or request.openai.get("safety_identifier")
+    if isinstance(user, str):
+        body["metadata"] = {"user_id": user}
+    writing.left_out += [
+        key for key in request.openai if key not in ("user", "safety_identifier", "top_logprobs")
+    ]
+    if "top_logprobs" in request.openai:
+        writing.refused.append("top_logprobs")
+    if request.verbosity is not None:
+        writing.left_out.append("verbosity")
+    if request.service_tier in ("flex", "priority", "scale"):
+        writing.refused.append(f"service_tier {request.service_tier}")
+    elif request.service_tier is not None:
+        body["service_tier"] = "auto" if request.service_tier == "auto" else "standard_only"
+    if request.streaming:
+        body["stream"] = True
+
+
+def _turns(request: Request, writing: Writing) -> list[Message]:
+    """The turns of both sides; the results of parallel calls belong into one."""
+    spoken = [message for message in request.messages if message.role != "system"]
+    kept = [Message(m.role, tuple(p for p in m.parts if _is_kept(p, writing)), m.name) for m in spoken]
+    return merged_turns((m for m in kept if m.parts), _are_results)
+
+
+def _is_kept(part: Part, writing: Writing) -> bool:
+    """Thoughts without Anthropic's proof would be refused."""
+    if isinstance(part, Thinking) and (part.opaque is None or part.origin is not ORIGIN):
+        writing.left_out.append("thinking")
+        return False
+    return True
+
+
+def _are_results(one: Message, other: Message) -> bool:
+    return one.role == other.role == "user" and all(
+        isinstance(p, ToolResult) for p in (*one.parts, *other.parts)
+    )
+
+
+def _system_block(part: Part) -> Json:
+    assert isinstance(part, Text), "system messages are text"
+    return _marked({"type": "text", "text": part.text}, part.cache)
+
+
+def _marked(block: Json, cache: Json | None) -> Json:
+    return block | ({"cache_control": cache} if cache else {})
+
+
+def _written_parts(turn: Message, writing: Writing) -> list[Json]:
+    return [_written(part, writing) for part in turn.parts]
+
+
+def _written(part: Part, writing: Writing) -> Json:
+    match part:
+        case Text():
+            return _marked({"type": "text", "text": part.text}, part.cache)
+        case Media():
+            return _marked(_written_media(part, writing), part.cache)
+        case Thinking(redacted=True):
+            return {"type": "redacted_thinking", "data": part.opaque}
+        case Thinking():
+            return {"type": "thinking", "thinking": part.text, "signature": part.opaque}
+        case ToolCall():
+            return _marked(
+                {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments_of(part)},
+                part.cache,
+            )
+        case ToolResult():
+            return _marked(_written_result(part, writing), part.cache)
+
+
+def arguments_of(call: ToolCall) -> Json:
+    """The arguments as an object; a model's broken JSON becomes none."""
+    try:
+        parsed = json.loads(call.arguments or "{}")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _written_result(result: ToolResult, writing: Writing) -> Json:
+    only = result.parts[0] if len(result.parts) == 1 else None
+    plain = isinstance(only, Text) and only.cache is None
+    content = (
+        only.text if plain and isinstance(only, Text) else [_written(part, writing) for part in result.parts]
+    )
+    written: Json = {"type": "tool_result", "tool_use_id": result.call_id}
+    return (
+        written
+        | ({"content": content} if result.parts else {})
+        | ({"is_error": True} if result.failed else {})
+    )
+
+
+def _written_media(part: Media, writing: Writing) -> Json:
+    if part.kind not in ("image", "document"):
+        writing.refused.append(f"messages.content.{part.kind}")
+    source = (
+        {"type": "url", "url": part.url}
+        if part.url
+        else {"type": "base64", "media_type": media.type_of(part), "data": part.data}
+    )
+    titled = {"title": part.name} if part.name and part.kind == "document" else {}
+    return {"type": part.kind, "source": source} | titled
+
+
+def _written_tool(tool: Tool) -> Json:
+    told = {"description": tool.description, "strict": tool.strict}
+    schema = tool.schema or {"type": "object", "properties": {}}
+    written = {"name": tool.name, "input_schema": schema} | {k: v for k, v in told.items() if v is not None}
+    return _marked(written, tool.cache)
+
+
+def _written_choice(request: Request) -> Json:
+    choice, parallel = request.tool_choice, request.parallel_tool_calls
+    if choice is None and (parallel is not False or not request.tools):
+        return {}
+    words = {"auto": "auto", "none": "none", "required": "any", "named": "tool"}
+    written: Json = {"type": words[choice.mode] if choice else "auto"}
+    if choice and choice.mode == "named":
+        written["name"] = choice.name
+    if parallel is not None and written["type"] != "none":
+        written["disable_parallel_tool_use"] = not parallel
+    return {"tool_choice": written}
+
+
+def _write_reasoning(request: Request, body: Json, writing: Writing) -> None:
+    if request.reasoning is None:
+        return
+    if _continues_without_proof(request):
+        writing.left_out.append(
+            "thinking"
+        )  # a turn that called tools must begin with the thoughts that led to it
+        return
+    told, limit = effort.for_anthropic(request.reasoning, request.model, body["max_tokens"])
+    body |= told
+    body["max_tokens"] = limit
+    if told.get("thinking", {}).get("type") == "enabled":
+        for setting in ("temperature", "top_p", "top_k"):
+            if body.get(setting, 1) != 1:
+                writing.refused.append(f"{setting} beside thinking")
+
+
+def _continues_without_proof(request: Request) -> bool:
+    """Whether the last turn of the model called tools and its thoughts are not Anthropic's own."""
+    last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
+    ends_open = bool(request.messages) and any(isinstance(p, ToolResult) for p in request.messages[-1].parts)
+    if last is None or not ends_open or not any(isinstance(p, ToolCall) for p in last.parts):
+        return False
+    return not any(isinstance(p, Thinking) and p.origin is ORIGIN and p.opaque for p in last.parts)

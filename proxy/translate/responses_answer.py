@@ -1,0 +1,363 @@
+"""Answers of OpenAI's responses, whole and streamed, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..counts import Counts, counts_of, flattened
+from ..json_values import dumps, object_in, word
+from ..sse import encoded
+from ..wire import WireFormat
+from .conversation import Json, Text, Thinking, ToolCall
+from .events import (
+    Answer,
+    CallDelta,
+    CallEnded,
+    CallStarted,
+    Event,
+    Failed,
+    Finished,
+    Reason,
+    Sequencer,
+    Started,
+    TextDelta,
+    ThoughtDelta,
+    ThoughtEnded,
+    collected,
+)
+
+_ORIGIN: Final = WireFormat.OPENAI_RESPONSES
+_THOUGHT_DELTAS: Final = (
+    "response.reasoning_summary_text.delta",
+    "response.reasoning_text.delta",
+)
+_TEXT_DELTAS: Final = ("response.output_text.delta", "response.refusal.delta")
+
+
+class Reader:
+    """Events or a whole response, as events. Items that came without deltas are told when they are done."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._calls: dict[int, int] = {}  # output index -> which call
+        self._argued: set[int] = set()
+        self._told: set[int] = set()  # output indices whose text or thoughts came in deltas
+        self._items_done: set[int] = set()
+        self._finished: Finished | None = None
+        self._done = False
+
+    def body(self, payload: Json, raw: bytes) -> list[Event]:
+        if payload.get("error") and not payload.get("output"):
+            return [Failed(raw)]
+        kind = "response.incomplete" if payload.get("status") == "incomplete" else "response.completed"
+        return [*self.feed({"type": kind, "response": payload}, raw), *self.finish()]
+
+    def feed(self, payload: Json, raw: bytes) -> list[Event]:
+        return list(self._read(payload, raw))
+
+    def finish(self) -> list[Event]:
+        """The end, where there was one."""
+        if self._finished is None or self._done:
+            return []
+        self._done = True
+        return [self._finished]
+
+    def _read(self, payload: Json, raw: bytes) -> Iterator[Event]:
+        kind, index = str(payload.get("type")), payload.get("output_index")
+        place = index if isinstance(index, int) else 0
+        response = payload.get("response")
+        if isinstance(response, dict) and not self._started:
+            self._started = True
+            yield Started(word(response.get("id")), word(response.get("model")))
+        if kind in _TEXT_DELTAS or kind in _THOUGHT_DELTAS:
+            self._told.add(place)
+            piece = str(payload.get("delta") or "")
+            yield TextDelta(piece) if kind in _TEXT_DELTAS else ThoughtDelta(piece)
+        elif kind == "response.reasoning_summary_part.added" and payload.get("summary_index"):
+            yield ThoughtDelta("\n\n")
+        elif kind == "response.output_item.added":
+            yield from self._add(place, object_in(payload, "item"))
+        elif kind == "response.function_call_arguments.delta" and place in self._calls:
+            self._argued.add(place)
+            yield CallDelta(self._calls[place], str(payload.get("delta") or ""))
+        elif kind == "response.output_item.done":
+            yield from self._item(place, object_in(payload, "item"))
+        elif kind in ("response.completed", "response.incomplete"):
+            yield from self._end(kind, response if isinstance(response, dict) else {})
+        elif kind in ("error", "response.failed"):
+            yield Failed(raw)
+
+    def _add(self, place: int, item: Json) -> Iterator[Event]:
+        if item.get("type") == "function_call" and place not in self._calls:
+            self._calls[place] = len(self._calls)
+            call_id = str(item.get("call_id") or item.get("id") or "")
+            yield CallStarted(self._calls[place], call_id, str(item.get("name") or ""))
+
+    def _item(self, place: int, item: Json) -> Iterator[Event]:
+        """What an item that is done tells beyond its deltas."""
+        if place in self._items_done:
+            return
+        self._items_done.add(place)
+        match item.get("type"):
+            case "function_call":
+                yield from self._add(place, item)
+                if place not in self._argued and (arguments := word(item.get("arguments"))):
+                    yield CallDelta(self._calls[place], arguments)
+                yield CallEnded(self._calls[place])
+            case "message" if place not in self._told:
+                yield from (TextDelta(text) for text in _texts(item.get("content")))
+            case "reasoning":
+                told = [*_texts(item.get("summary")), *_texts(item.get("content"))]
+                if told and place not in self._told:
+                    yield ThoughtDelta("\n\n".join(told))
+                yield ThoughtEnded(word(item.get("encrypted_content")), _ORIGIN, item_id=word(item.get("id")))
+            case _:
+                pass
+
+    def _end(self, kind: str, response: Json) -> Iterator[Event]:
+        output = response.get("output")
+        for place, item in enumerate(output if isinstance(output, list) else ()):
+            if isinstance(item, dict):
+                yield from self._item(place, item)
+        reason: Reason = "tool_calls" if self._calls else "stop"
+        if kind == "response.incomplete":
+            cut = object_in(response, "incomplete_details").get("reason")
+            reason = "content_filter" if cut == "content_filter" else "length"
+        self._finished = Finished(reason, counts_of(flattened(response.get("usage"))))
+        yield from self.finish()
+
+
+def _texts(parts: Any) -> list[str]:
+    listed = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return [text for part in listed if (text := word(part.get("text")) or word(part.get("refusal")))]
+
+
+class Writer:
+    """A stream of named, numbered events: items one after the other, and the whole response at the end."""
+
+    def __init__(self, request: Json, answer_id: str, created_s: int) -> None:
+        self._request, self._id, self._created_s = request, answer_id, created_s
+        self._sequencer = Sequencer()
+        self._told: list[Event] = []
+        self._model: str | None = None
+        self.sequence_number = 0
+        self._index = -1
+        self._open: str | None = None
+        self._item: Json = {}
+        self._text = ""
+
+    def write(self, event: Event) -> bytes:
+        told = self._sequencer.feed(event)
+        self._told += told
+        return b"".join(self._write(one) for one in told)
+
+    def end(self) -> bytes:
+        return b""
+
+    def _write(self, event: Event) -> bytes:
+        match event:
+            case Started():
+                return self._begin(event)
+            case TextDelta():
+                return self._in("message") + self._delta(event.text)
+            case ThoughtDelta():
+                return self._in("reasoning") + self._delta(event.text)
+            case ThoughtEnded():
+                return self._prove(event)
+            case CallStarted():
+                return self._start(
+                    "function_call", {"call_id": event.id, "name": event.name, "arguments": ""}
+                )
+            case CallDelta():
+                return self._delta(event.arguments)
+            case Finished():
+                return self._finish()
+            case _:
+                return self._stop()
+
+    def _begin(self, event: Started) -> bytes:
+        self._id, self._model = event.id or self._id, event.model
+        response = _response(self._id, self._model, self._request, self._created_s) | {
+            "status": "in_progress"
+        }
+        began = [
+            self._event(kind, {"response": response}) for kind in ("response.created", "response.in_progress")
+        ]
+        return b"".join(began)
+
+    def _in(self, kind: str) -> bytes:
+        if self._open == kind:
+            return b""
+        empty: Json = {"role": "assistant", "content": []} if kind == "message" else {"summary": []}
+        return self._start(kind, empty)
+
+    def _start(self, kind: str, told: Json) -> bytes:
+        stopped = self._stop()
+        self._index, self._open, self._text = self._index + 1, kind, ""
+        self._item = {
+            "id": _item_id(kind, self._id, self._index),
+            "type": kind,
+            "status": "in_progress",
+        } | told
+        return stopped + self._at("response.output_item.added", {"item": self._item}) + self._part("added")
+
+    def _delta(self, piece: str) -> bytes:
+        self._text += piece
+        logprobs: Json = {"logprobs": []} if self._open == "message" else {}
+        return self._at(f"{_DELTA[self._open or '']}.delta", self._where() | {"delta": piece} | logprobs)
+
+    def _where(self) -> Json:
+        place = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}}.get(self._open or "", {})
+        return {"item_id": self._item["id"]} | place
+
+    def _part(self, when: str) -> bytes:
+        names = {"message": "response.content_part", "reasoning": "response.reasoning_summary_part"}
+        if self._open not in names:
+            return b""
+        return self._at(
+            f"{names[self._open]}.{when}", self._where() | {"part": _text_part(self._open, self._text)}
+        )
+
+    def _stop(self, proof: ThoughtEnded | None = None) -> bytes:
+        if self._open is None:
+            return b""
+        key = "arguments" if self._open == "function_call" else "text"
+        done: Json = {key: self._text} | ({"logprobs": []} if self._open == "message" else {})
+        if self._open == "function_call":
+            done["name"] = self._item["name"]
+        told = self._at(f"{_DELTA[self._open]}.done", self._where() | done) + self._part("done")
+        item = self._item | {"status": "completed"} | _content(self._open, self._text)
+        if proof is not None and proof.opaque is not None and proof.origin is _ORIGIN:
+            item["encrypted_content"] = proof.opaque
+        told += self._at("response.output_item.done", {"item": item})
+        self._open = None
+        return told
+
+    def _prove(self, event: ThoughtEnded) -> bytes:
+        own = event.opaque is not None and event.origin is _ORIGIN
+        begun = self._in("reasoning") if own else b""
+        return begun + (self._stop(event) if self._open == "reasoning" else b"")
+
+    def _finish(self) -> bytes:
+        stopped = self._stop()
+        answer = collected(self._told)
+        answer.id, answer.model = self._id, self._model
+        response = body_of(answer, self._request, self._created_s)
+        return stopped + self._event(f"response.{response['status']}", {"response": response})
+
+    def _at(self, kind: str, payload: Json) -> bytes:
+        return self._event(kind, {"output_index": self._index} | payload)
+
+    def _event(self, kind: str, payload: Json) -> bytes:
+        number, self.sequence_number = self.sequence_number, self.sequence_number + 1
+        return encoded(dumps({"type": kind, "sequence_number": number} | payload), kind.encode())
+
+
+_DELTA: Final = {
+    "message": "response.output_text",
+    "reasoning": "response.reasoning_summary_text",
+    "function_call": "response.function_call_arguments",
+}
+_PREFIX: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+
+
+def _item_id(kind: str, answer_id: str, index: int) -> str:
+    return f"{_PREFIX[kind]}_{answer_id.rpartition('_')[2]}_{index}"
+
+
+def _text_part(kind: str, text: str) -> Json:
+    if kind == "reasoning":
+        return {"type": "summary_text", "text": text}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _content(kind: str, text: str) -> Json:
+    if kind == "function_call":
+        return {"arguments": text or "{}"}
+    key = "content" if kind == "message" else "summary"
+    return {key: [_text_part(kind, text)] if text else []}
+
+
+# What a response says again of its request, and what it says where the request said nothing.
+_SAID_AGAIN: Final[Json] = {
+    "background": False,
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "service_tier": "default",
+    "store": False,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def _response(answer_id: str | None, model: str | None, request: Json, created_s: int) -> Json:
+    said = {
+        key: request[key] if request.get(key) is not None else usual for key, usual in _SAID_AGAIN.items()
+    }
+    head: Json = {"id": answer_id, "object": "response", "created_at": created_s, "status": "completed"}
+    told: Json = {
+        "error": None,
+        "incomplete_details": None,
+        "model": model or "",
+        "output": [],
+        "usage": None,
+    }
+    return head | told | said | {"store": False}
+
+
+def body_of(answer: Answer, request: Json, created_s: int) -> Json:
+    """The response."""
+    finished = answer.finished or Finished("stop", Counts())
+    response = _response(answer.id, answer.model, request, created_s)
+    response["output"] = [_written(part, answer.id or "", index) for index, part in enumerate(_shown(answer))]
+    response["usage"] = written_usage(finished.counts)
+    if finished.reason in ("length", "content_filter", "refusal"):
+        reason = "max_output_tokens" if finished.reason == "length" else "content_filter"
+        response |= {"status": "incomplete", "incomplete_details": {"reason": reason}}
+    return response
+
+
+def _shown(answer: Answer) -> list[Text | Thinking | ToolCall]:
+    return [
+        p for p in answer.parts if not isinstance(p, Thinking) or p.text or (p.opaque and p.origin is _ORIGIN)
+    ]
+
+
+def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int) -> Json:
+    match part:
+        case Text():
+            told: Json = {"role": "assistant"} | _content("message", part.text)
+            kind = "message"
+        case Thinking():
+            proof = {"encrypted_content": part.opaque} if part.opaque and part.origin is _ORIGIN else {}
+            told, kind = _content("reasoning", part.text) | proof, "reasoning"
+        case ToolCall():
+            told, kind = (
+                {"call_id": part.id, "name": part.name} | _content("function_call", part.arguments),
+                "function_call",
+            )
+    return {"id": _item_id(kind, answer_id, index), "type": kind, "status": "completed"} | told
+
+
+def written_usage(counts: Counts) -> Json:
+    prompt, output = counts.input_tokens or 0, counts.output_tokens or 0
+    details = {"cached_tokens": counts.cache_read_tokens or 0}
+    if counts.cache_write_tokens:
+        details["cache_write_tokens"] = counts.cache_write_tokens
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": details,
+        "output_tokens": output,
+        "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens or 0},
+        "total_tokens": prompt + output,
+    }

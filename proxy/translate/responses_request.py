@@ -1,0 +1,364 @@
+"""Requests of OpenAI's responses, read and written.
+
+A response that continues another one (`previous_response_id`, `conversation`, references to stored items)
+lives at the provider that stored it and cannot be carried elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..wire import WireFormat
+from . import effort, media
+from .chat_request import finished, openai_tier
+from .conversation import (
+    SHARED_BY_OPENAI,
+    AnswerFormat,
+    CannotCarry,
+    Json,
+    Media,
+    Message,
+    Part,
+    Reading,
+    Reasoning,
+    Request,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+    Writing,
+    leading_system,
+    merged_turns,
+    text_of,
+)
+from .schema import with_items
+
+ORIGIN: Final = WireFormat.OPENAI_RESPONSES
+_DEFAULTS: Final = {"truncation": "disabled", "background": False, "top_logprobs": 0}
+
+
+def read(body: Json, model: str) -> Request:
+    """CannotCarry names what has no place outside this format."""
+    reading = Reading(body)
+    reading.take(
+        "model", "include"
+    )  # what to include of server-side tools, and of thoughts that nobody else reads
+    text = reading.inside(reading.take("text"), "text")
+    options = reading.inside(reading.take("stream_options"), "stream_options")
+    request = Request(
+        model=model,
+        messages=(*_instructions(reading), *merged_turns(_items(reading), _are_one_turn)),
+        tools=tuple(_tools(reading)),
+        tool_choice=_tool_choice(reading),
+        parallel_tool_calls=reading.flag("parallel_tool_calls"),
+        max_output_tokens=reading.number("max_output_tokens"),
+        sampling={k: v for k in ("temperature", "top_p") if (v := reading.number(k)) is not None},
+        answer_format=_answer_format(text),
+        reasoning=_reasoning(reading.inside(reading.take("reasoning"), "reasoning")),
+        verbosity=text.text("verbosity"),
+        streaming=reading.flag("stream") or False,
+        stream_usage=True,
+        service_tier=reading.text("service_tier"),
+        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0)},
+    )
+    text.close()
+    options.close(silent=("include_obfuscation",))
+    reading.close(defaults=_DEFAULTS)
+    return finished(request, reading)
+
+
+def _instructions(reading: Reading) -> Iterator[Message]:
+    if instructions := reading.text("instructions"):
+        yield Message("system", (Text(instructions),))
+
+
+def _are_one_turn(one: Message, other: Message) -> bool:
+    """Thoughts, text and calls of the model are items of their own here, and one turn elsewhere."""
+    if one.role != other.role:
+        return False
+    return one.role == "assistant" or all(isinstance(p, ToolResult) for p in (*one.parts, *other.parts))
+
+
+def _items(reading: Reading) -> Iterator[Message]:
+    given = reading.take("input")
+    items = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    for one in items:
+        if isinstance(one, str):
+            yield Message("user", (Text(one),))
+        elif (
+            isinstance(one, dict)
+            and (message := _item(reading.inside(one, "input"))) is not None
+            and message.parts
+        ):
+            yield message
+
+
+def _item(item: Reading) -> Message | None:
+    kind = item.text("type") or "message"
+    match kind:
+        case "message":
+            return _message(item)
+        case "function_call":
+            call = ToolCall(item.needed("call_id"), item.needed("name"), item.text("arguments") or "")
+            return Message("assistant", (call,))
+        case "function_call_output":
+            return Message("user", (_tool_result(item),))
+        case "reasoning":
+            return Message("assistant", (_thinking(item),))
+    item.refuse(kind)
+    return None
+
+
+def _message(item: Reading) -> Message | None:
+    role, content = item.text("role"), item.take("content")
+    if role not in ("user", "assistant", "system", "developer"):
+        item.refuse(f"role {role}")
+        return None
+    parts = (Text(content),) if isinstance(content, str) else tuple(_parts(content, item))
+    return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
+
+
+def _parts(content: Any, item: Reading) -> Iterator[Text | Media]:
+    for given in content if isinstance(content, list) else ():
+        part = item.inside(given, "content")
+        kind = part.text("type")
+        if kind in ("input_text", "output_text", "text", "refusal", "summary_text"):
+            if text := part.text("text", "refusal"):
+                yield Text(text)
+        elif (found := _media(part, kind)) is not None:
+            yield found
+        else:
+            part.refuse(str(kind))
+
+
+def _media(part: Reading, kind: str | None) -> Media | None:
+    if kind in ("input_image", "image_url"):
+        image = part.take("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        return media.of_url(url, "image", detail=part.text("detail")) if isinstance(url, str) else None
+    if kind == "input_file" and (url := part.text("file_data", "file_url")):
+        return media.of_url(url, "document", name=part.text("filename"))
+    sound = part.take("input_audio")
+    if kind == "input_audio" and isinstance(sound, dict):
+        return Media("audio", f"audio/{sound.get('format', 'wav')}", sound.get("data"))
+    return None
+
+
+def _tool_result(item: Reading) -> ToolResult:
+    output = item.take("output")
+    if isinstance(output, list):
+        parts = tuple(_parts(output, item))
+    else:
+        text = (
+            output
+            if isinstance(output, str)
+            else ""
+            if output is None
+            else json.dumps(output, separators=(",", ":"))
+        )
+        parts = (Text(text),) if text else ()
+    return ToolResult(item.needed("call_id"), parts)
+
+
+def _thinking(item: Reading) -> Thinking:
+    told = [*_told(item.take("content")), *_told(item.take("summary"))]
+    return Thinking("\n\n".join(told), item.text("encrypted_content"), ORIGIN, item_id=item.text("id"))
+
+
+def _told(parts: Any) -> list[str]:
+    listed = parts if isinstance(parts, list) else []
+    return [part["text"] for part in listed if isinstance(part, dict) and isinstance(part.get("text"), str)]
+
+
+def _tools(reading: Reading) -> Iterator[Tool]:
+    for given in reading.take("tools") or ():
+        tool = reading.inside(given, "tools")
+        if tool.text("type") != "function":
+            tool.refuse(str(tool.source.get("name") or tool.source.get("type")))
+            continue
+        schema = tool.take("parameters")
+        described = tool.text("description")
+        yield Tool(
+            tool.text("name") or "",
+            described,
+            schema if isinstance(schema, dict) else None,
+            tool.flag("strict"),
+        )
+
+
+def _tool_choice(reading: Reading) -> ToolChoice | None:
+    choice = reading.take("tool_choice")
+    if choice in ("auto", "none", "required"):
+        return ToolChoice(choice)
+    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
+        return ToolChoice("named", choice["name"])
+    if choice is not None:
+        reading.refuse("tool_choice")
+    return None
+
+
+def _answer_format(text: Reading) -> AnswerFormat | None:
+    wanted = text.inside(text.take("format"), "format")
+    kind = wanted.text("type")
+    if kind == "json_object":
+        return AnswerFormat()
+    if kind == "json_schema":
+        schema = wanted.take("schema")
+        named, described = wanted.text("name"), wanted.text("description")
+        return AnswerFormat(
+            schema if isinstance(schema, dict) else None, named, described, wanted.flag("strict")
+        )
+    if kind not in (None, "text"):
+        wanted.refuse(str(kind))
+    return None
+
+
+def _reasoning(asked: Reading) -> Reasoning | None:
+    word, shown = asked.text("effort"), asked.text("summary", "generate_summary")
+    asked.close()
+    if word is None and shown is None:
+        return None
+    return Reasoning(False if word == "none" else None, word, None, True if shown else None)
+
+
+def write(request: Request) -> tuple[Json, list[str]]:
+    """The body, and the names of hints that it has no place for."""
+    writing = Writing()
+    leading, spoken = leading_system(request.messages)
+    instructions = "\n\n".join(text_of(message.parts, "\n\n") for message in leading)
+    body: Json = {"model": request.model} | ({"instructions": instructions} if instructions else {})
+    body["input"] = [item for message in spoken for item in _written_items(message, writing)]
+    if request.max_output_tokens is not None:
+        body["max_output_tokens"] = request.max_output_tokens
+    body |= writing.sampling(request, {"temperature": "temperature", "top_p": "top_p"})
+    body |= {"store": False} | writing.shared(request, SHARED_BY_OPENAI)
+    if request.stop:
+        writing.refused.append("stop")
+    if request.tools:
+        body["tools"] = [_written_tool(tool) for tool in request.tools]
+    if request.tool_choice is not None:
+        body["tool_choice"] = _written_choice(request.tool_choice)
+    if text := _written_text(request):
+        body["text"] = text
+    if request.reasoning is not None and (told := _written_reasoning(request.reasoning)):
+        body |= {"reasoning": told, "include": ["reasoning.encrypted_content"]}
+    optional = {
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "service_tier": openai_tier(request.service_tier),
+    }
+    body |= {key: value for key, value in optional.items() if value is not None}
+    if request.streaming:
+        body["stream"] = True
+    if any(getattr(part, "cache", None) for message in request.messages for part in message.parts):
+        writing.left_out.append("cache_control")
+    if writing.refused:
+        raise CannotCarry(writing.refused)
+    return body, writing.left_out
+
+
+def _written_items(message: Message, writing: Writing) -> Iterator[Json]:
+    """A turn as items: what is said, called and returned, in order."""
+    said: list[Text | Media] = []
+    for part in message.parts:
+        if isinstance(part, Text | Media):
+            said.append(part)
+            continue
+        if said:
+            yield _written_message(message, said, writing)
+            said = []
+        yield from _written_item(part, writing)
+    if said:
+        yield _written_message(message, said, writing)
+
+
+def _written_message(message: Message, said: list[Text | Media], writing: Writing) -> Json:
+    role = "developer" if message.role == "system" else message.role
+    text_type = "output_text" if message.role == "assistant" else "input_text"
+    return {
+        "type": "message",
+        "role": role,
+        "content": [_written_part(part, text_type, writing) for part in said],
+    }
+
+
+def _written_item(part: Part, writing: Writing) -> Iterator[Json]:
+    match part:
+        case ToolCall():
+            yield {
+                "type": "function_call",
+                "call_id": part.id,
+                "name": part.name,
+                "arguments": part.arguments or "{}",
+            }
+        case ToolResult():
+            yield {
+                "type": "function_call_output",
+                "call_id": part.call_id,
+                "output": _written_output(part, writing),
+            }
+        case Thinking() if part.origin is ORIGIN and part.opaque:
+            summary = [{"type": "summary_text", "text": part.text}] if part.text else []
+            told = {"type": "reasoning", "summary": summary, "encrypted_content": part.opaque}
+            yield told | ({"id": part.item_id} if part.item_id else {})
+        case _:
+            writing.left_out.append("thinking")
+
+
+def _written_output(result: ToolResult, writing: Writing) -> Any:
+    if all(isinstance(part, Text) for part in result.parts):
+        text = text_of(result.parts, "\n")
+        return f"Error: {text}" if result.failed and not text.lower().startswith("error") else text
+    return [_written_part(part, "input_text", writing) for part in result.parts]
+
+
+def _written_part(part: Text | Media, text_type: str, writing: Writing) -> Json:
+    if isinstance(part, Text):
+        return {"type": text_type, "text": part.text}
+    if part.kind == "image":
+        return {"type": "input_image", "image_url": media.as_url(part), "detail": part.detail or "auto"}
+    if part.kind == "document":
+        where = {"file_url": part.url} if part.url else {"file_data": media.as_url(part)}
+        return (
+            {"type": "input_file"} | where | ({"filename": part.name or "document.pdf"} if part.data else {})
+        )
+    writing.refused.append(f"input.content.{part.kind}")
+    return {}
+
+
+def _written_tool(tool: Tool) -> Json:
+    schema = with_items(tool.schema or {"type": "object", "properties": {}})
+    described = {"description": tool.description} if tool.description is not None else {}
+    # Left unsaid, this format makes tools strict, and rewrites what they accept.
+    return (
+        {"type": "function", "name": tool.name}
+        | described
+        | {"parameters": schema, "strict": tool.strict or False}
+    )
+
+
+def _written_choice(choice: ToolChoice) -> Any:
+    return choice.mode if choice.mode != "named" else {"type": "function", "name": choice.name}
+
+
+def _written_text(request: Request) -> Json:
+    text: Json = {"verbosity": request.verbosity} if request.verbosity else {}
+    wanted = request.answer_format
+    if wanted is None:
+        return text
+    if wanted.schema is None:
+        return text | {"format": {"type": "json_object"}}
+    told = {"description": wanted.description, "strict": wanted.strict}
+    schema = {"type": "json_schema", "name": wanted.name or "answer", "schema": wanted.schema}
+    return text | {"format": schema | {key: value for key, value in told.items() if value is not None}}
+
+
+def _written_reasoning(reasoning: Reasoning) -> Json:
+    word = effort.effort_of(reasoning)
+    told = (
+        {"effort": {"max": "xhigh"}.get(word, word)} if word and (word != "none" or reasoning.effort) else {}
+    )
+    return told | ({"summary": "auto"} if reasoning.shown else {})
