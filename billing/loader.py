@@ -67,6 +67,8 @@ class Loader:
 
     def prepare(self, frames: Sequence[Frame]) -> Prepared:
         """Decode frames. Touches no ledger: may run in another thread than `load`."""
+        if not frames:
+            return Prepared(frames, None)
         try:
             return Prepared(frames, self._batch(frames))
         except FAULTS:
@@ -77,6 +79,8 @@ class Loader:
 
     def load(self, prepared: Prepared) -> list[Commit]:
         """Commit prepared frames, in order; what fails is cut out into `rejects`."""
+        if not prepared.frames:
+            return []
         if prepared.batch is not None:
             return self._commit(prepared.batch)
         if len(prepared.frames) == 1:

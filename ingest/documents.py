@@ -158,9 +158,12 @@ def _python(text: bytes) -> Any:
 
 def _at(tree: Any, path: Iterable[str]) -> Any:
     for step in path:
-        if not isinstance(tree, dict):
+        if isinstance(tree, dict):
+            tree = tree.get(step)
+        elif isinstance(tree, list) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+        else:
             return None
-        tree = tree.get(step)
     return tree
 
 

@@ -46,6 +46,7 @@ def normalised(told: dict[str, Ints], conventions: Conventions, note: Note) -> d
     read, reasoning, total = tokens["cache_read_tokens"], tokens["reasoning_tokens"], tokens["total_tokens"]
     cached = np.maximum(read, 0) + np.maximum(write, 0)
     whole_input = _inclusive_input(tokens["input_tokens"], cached, total, raw_output, conventions, note)
+    _forget_nothing(whole_input, raw_output, note)
     output = _inclusive_output(raw_output, reasoning, total, whole_input, conventions, note)
     output[(output == UNTOLD) & (whole_input != UNTOLD) & conventions.no_output] = 0
     return {
@@ -65,6 +66,13 @@ def _forget_failures(tokens: dict[str, Ints], failed: Mask) -> None:
     nothing = failed & (tokens["input_tokens"] <= 0) & (tokens["output_tokens"] <= 0)
     for column in tokens.values():
         column[nothing] = UNTOLD
+
+
+def _forget_nothing(whole_input: Ints, output: Ints, note: Note) -> None:
+    """No answer comes of no input at all: such a 0 stands where nothing was told (streams of LangChain)."""
+    nothing = (whole_input == 0) & (output > 0)
+    note(nothing, "input_tokens:zero")
+    whole_input[nothing] = UNTOLD
 
 
 def _cache_writes(tokens: dict[str, Ints]) -> Ints:

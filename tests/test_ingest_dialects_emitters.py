@@ -246,6 +246,71 @@ def test_langsmith_leaves_a_total_at_nothing_beside_its_parts() -> None:
     assert (row["cache_write_tokens"], row["cache_write_1h_tokens"]) == (2702, 701)
 
 
+def test_langsmith_says_that_all_is_well_where_the_answer_in_it_is_a_failure() -> None:
+    told = {"langsmith.span.kind": "llm", "gen_ai.system": "anthropic", "gen_ai.request.model": "m"}
+    metadata = {"status_code": 400, "request_id": "req_1", "body": {"error": {"message": "secret words"}}}
+    message = {"message": {"kwargs": {"content": "", "response_metadata": metadata}}}
+    told["gen_ai.completion"] = json.dumps({"generations": [[message]], "llm_output": None})
+    row = one(span_frame(told, scope="langsmith"))
+    assert (row["status"], row["http_status"], row["request_id"]) == ("error", 400, "req_1")
+    assert b"secret" not in row["attributes"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "key"),
+    [
+        ("langsmith", "gen_ai.completion"),
+        ("openinference.instrumentation.langchain", "output.value"),
+    ],
+)
+def test_langchains_answers_wrap_the_providers(scope: str, key: str) -> None:
+    told = {"langsmith.span.kind": "llm", "openinference.span.kind": "LLM"}
+    told["llm.invocation_parameters"] = '{"model": "gpt-4o-mini", "stream": false}'
+    metadata = {"id": "chatcmpl-1", "model_name": "gpt-4o-mini-2024-07-18"}
+    message = {"message": {"kwargs": {"id": "lc_run--1", "response_metadata": metadata}}}
+    streamed = told | {key: json.dumps({"generations": [[message]], "llm_output": None})}
+    whole = told | {key: json.dumps({"generations": [[{}]], "llm_output": {"id": "chatcmpl-1"}})}
+    for record in (streamed, whole):
+        row = one(span_frame(record, scope=scope))
+        assert (row["response_id"], row["streaming"]) == ("chatcmpl-1", None)
+
+
+def test_openai_agents_make_ids_up_for_what_they_translate() -> None:
+    told = {"openinference.span.kind": "LLM"}
+    scope = "openinference.instrumentation.openai_agents"
+    ids = [
+        one(span_frame(told | {"output.value": text}, scope=scope))["response_id"]
+        for text in ('{"id": "resp_1"}', '{"id": "__fake_id__"}', '[{"id": "__fake_id__"}]')
+    ]
+    assert ids == ["resp_1", None, None]
+
+
+def test_some_embedders_tell_their_usage_in_the_answer_only() -> None:
+    haystack: dict[str, Any] = {"openinference.span.kind": "EMBEDDING"}
+    haystack["output.value"] = '{"embedding": [1], "meta": {"usage": {"prompt_tokens": 9}}}'
+    mlflow = {"mlflow.spanType": '"EMBEDDING"', "mlflow.spanOutputs": '{"usage": {"prompt_tokens": 9}}'}
+    for told, scope in (
+        (haystack, "openinference.instrumentation.haystack"),
+        (mlflow, "mlflow.tracing.provider"),
+    ):
+        row = one(span_frame(told, scope=scope))
+        assert (row["input_tokens"], row["output_tokens"]) == (9, 0)
+
+
+def test_mlflows_summary_leaves_parts_out_that_the_answer_tells() -> None:
+    summary = {"input_tokens": 7713, "output_tokens": 301, "cache_read_input_tokens": 4010}
+    summary |= {"cache_creation_input_tokens": 2702, "cache_creation_input_tokens_above_1hr": 701}
+    usage = {"output_tokens_details": {"thinking_tokens": 101}}
+    told = {"mlflow.spanType": '"CHAT_MODEL"', "mlflow.chat.tokenUsage": json.dumps(summary)}
+    told["mlflow.spanOutputs"] = json.dumps({"id": "msg_1", "usage": usage})
+    row = one(span_frame(told, scope="mlflow.tracing.provider"))
+    assert (row["cache_write_tokens"], row["cache_write_1h_tokens"], row["reasoning_tokens"]) == (
+        2702,
+        701,
+        101,
+    )
+
+
 def test_mlflow_writes_every_attribute_as_json() -> None:
     told = {"mlflow.spanType": '"CHAT_MODEL"', "mlflow.llm.model": '"gpt-4o-mini"'}
     told["mlflow.chat.tokenUsage"] = (

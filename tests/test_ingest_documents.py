@@ -99,7 +99,7 @@ def test_each_record_gets_its_own() -> None:
                 {"prompt_tokens": n, "completion_tokens": n + 1}
             ),
         }
-        for n in range(300)
+        for n in range(1, 301)
     ]
     found = observed(span_frame(*told, {"http.method": "GET"}, scope="langfuse-sdk")).observations
-    assert found.select("input_tokens", "output_tokens").rows() == [(n, n + 1) for n in range(300)]
+    assert found.select("input_tokens", "output_tokens").rows() == [(n, n + 1) for n in range(1, 301)]
