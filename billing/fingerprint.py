@@ -17,19 +17,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ingest.identity import mix, text_keys
+
 INSTANT_SLACK = timedelta(seconds=2)
 """How far an instant reaches: logs are stamped before or after the span that they repeat (174 ms seen)."""
 SPAN_SLACK = timedelta(milliseconds=5)
 """How far an interval reaches: clocks are rounded to milliseconds."""
 MAX_NEAREST = 128
 """Clusters of more groups than this are paired in order of time only: nearest first costs their square."""
-
-KEY_SQL = (
-    "md5_number_lower(coalesce(service, '') || chr(31) || CASE "
-    "WHEN input_tokens > 0 AND output_tokens IS NOT NULL THEN input_tokens::VARCHAR "
-    "WHEN status = 'error' AND input_tokens IS NULL AND output_tokens IS NULL THEN 'failed' END)"
-)
-"""The 64-bit key under which a record's possible twins on other layers are stored; NULL where none can be."""
 
 _BUCKET = ["service", "told"]
 _FACTS = ("instance", "family", "response_id", "request_id")
@@ -61,6 +56,14 @@ def told() -> pl.Expr:
         .when(nothing & (pl.col("status") == "error"))
         .then(-1)
     )
+
+
+def key(rows: pl.DataFrame) -> pl.Series:
+    """The 64-bit key under which possible twins on other layers are stored; NULL where none can be."""
+    figures = rows.select(told()).to_series()
+    services = text_keys(rows["service"]).fill_null(0).to_numpy()
+    keys = mix(services ^ figures.fill_null(0).to_numpy().astype(np.uint64))
+    return pl.select(pl.when(figures.is_not_null()).then(pl.Series(keys, dtype=pl.UInt64))).to_series()
 
 
 def reach() -> list[pl.Expr]:

@@ -19,13 +19,14 @@ import polars as pl
 
 from billing import emitters, spend, tables
 from billing.charges import COUNTED, Pricing, call_id, charge
+from billing.evidence import append_observations, keyed
 from billing.fusion import HORIZON, fuse
 from billing.metrics import MetricBook, unseen_points
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.rollup import SLOT
 from billing.standing import telling
-from billing.store import append, connect, frames, read
-from ingest.observation import FIDELITY, LINKS, METRIC_POINTS, OBSERVATIONS
+from billing.store import OBSERVED, append, connect, frames, read
+from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
 
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
@@ -169,6 +170,7 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
             self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            self._db.execute("DELETE FROM kept_attributes WHERE last_effective_at < ?", [observations_before])
             self._db.execute("DELETE FROM metric_points WHERE measured_at < ?", [observations_before])
             self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])
             self._db.execute("DELETE FROM dirty_slots WHERE commit_no <= ?", [published_commit])
@@ -196,9 +198,9 @@ class Ledger:
         return fused.filter(pl.col("group") == group, "stands").drop("group", "stands")
 
     def _write(self, batch: Batch, commit_no: int, now: datetime) -> Commit:
-        fresh = unseen(self._db, batch.observations)
+        fresh = keyed(unseen(self._db, batch.observations))
         removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
-        append(self._db, "observations", fresh, commit_no=commit_no)
+        append_observations(self._db, fresh, commit_no=commit_no)
         points = unseen_points(self._db, batch.metric_points)
         removed, written = self._book_metrics(points, fresh, removed, written, commit_no)
         self._append_links(batch.links, commit_no)
@@ -233,7 +235,7 @@ class Ledger:
     def _fuse_and_write(
         self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        counted = fresh.filter((pl.col("role") == COUNTED) | telling())
+        counted = fresh.select(*OBSERVED).filter((pl.col("role") == COUNTED) | telling())
         old = related(self._db, counted, links)
         everything = pl.concat([counted, old])
         walked = pl.concat([links.select(list(LINKS)), stored_links(self._db, everything)])
@@ -382,7 +384,7 @@ class Ledger:
             return  # DuckDB had ended the transaction by itself
 
 
-_OBSERVED = ", ".join(OBSERVATIONS)
+_OBSERVED = ", ".join(OBSERVED)
 _CALL_COLUMNS = ", ".join(tables.names(tables.CALLS))
 _SAME_KIND = (
     "u.scope IS NOT DISTINCT FROM t.scope AND u.name IS NOT DISTINCT FROM t.name AND u.signal = t.signal"

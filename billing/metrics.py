@@ -19,8 +19,8 @@ import duckdb
 import polars as pl
 
 from billing.charges import Pricing, charge
-from billing.store import append, read, staged
-from ingest.observation import METRIC_POINTS, OBSERVATIONS
+from billing.store import OBSERVED, append, read, staged
+from ingest.observation import METRIC_POINTS
 
 NEAR = timedelta(hours=1)
 """How near a call must be, on either side of an hour, to show that its source tells of calls one by one."""
@@ -170,8 +170,8 @@ def _as_observations(told: pl.DataFrame) -> pl.DataFrame:
         rank=pl.lit(255, pl.UInt8),
         stands=pl.lit(value=True),
     ).with_row_index("group")
-    absent = [pl.lit(None, kind).alias(name) for name, kind in OBSERVATIONS.items() if name not in made]
-    return made.with_columns(absent).select(*OBSERVATIONS, "group", "stands").cast(dict(OBSERVATIONS))  # type: ignore[arg-type]
+    absent = [pl.lit(None, kind).alias(name) for name, kind in OBSERVED.items() if name not in made]
+    return made.with_columns(absent).select(*OBSERVED, "group", "stands").cast(dict(OBSERVED))  # type: ignore[arg-type]
 
 
 def _keys(told: pl.DataFrame) -> list[tuple[Any, ...]]:
@@ -258,7 +258,7 @@ class MetricBook:
         hour = pl.col("measured_at").dt.truncate("1h").alias("hour")
         place = ["service", "hour"]
         found = [fresh.select("service", hour), self._next_points(fresh).select("service", hour)]
-        if len(calls):
+        if len(calls) and self._any_waiting():
             found.append(self._hours_near(calls))
         return pl.concat(found).select(place).unique()
 
@@ -278,6 +278,11 @@ class MetricBook:
             )
             found = read(self._db, query, [first, last, LOOK_AHEAD])
         return found.cast({"measured_at": pl.Datetime("us", "UTC")})
+
+    def _any_waiting(self) -> bool:
+        """Whether the sums of any hour stand for calls."""
+        query = "SELECT 1 FROM metric_hours WHERE NOT covered LIMIT 1"
+        return self._db.execute(query).fetchone() is not None
 
     def _hours_near(self, calls: pl.DataFrame) -> pl.DataFrame:
         """The hours of metrics that stand for calls, of services that now tell of calls near them."""

@@ -14,11 +14,11 @@ import polars as pl
 
 from billing.ancestry import TRACE
 from billing.charges import COUNTED, call_id
-from billing.fingerprint import INSTANT_SLACK, KEY_SQL, clustered, reach, told
+from billing.fingerprint import INSTANT_SLACK, clustered, reach, told
 from billing.fusion import HORIZON, MAX_SHARED, SLACK, traces_to_walk
 from billing.standing import REACH
-from billing.store import frames, read, staged
-from ingest.observation import LINKS, OBSERVATIONS
+from billing.store import OBSERVED, frames, read, staged
+from ingest.observation import LINKS
 
 IDENTITY = ["id_hi", "id_lo"]
 Window = tuple[datetime, datetime]
@@ -32,15 +32,14 @@ _FLOOD = 4096
 _ROWS = """
 SELECT o.rowid AS row, o.response_key, o.request_key, o.trace_lo, o.started_at, o.ended_at FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call'
-  AND (o.response_key IN (SELECT md5_number_lower(response_id) FROM responses)
-    OR o.request_key IN (SELECT md5_number_lower(request_id) FROM requests)
+  AND (o.response_key IN (SELECT response_key FROM responses)
+    OR o.request_key IN (SELECT request_key FROM requests)
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
 """
-_ALIKE = f"""
-WITH prints AS MATERIALIZED (SELECT {KEY_SQL} AS key, * FROM asked)
+_ALIKE = """
 SELECT o.rowid AS row FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND EXISTS (
-  SELECT 1 FROM prints p WHERE p.key = o.fingerprint_key
+  SELECT 1 FROM asked p WHERE p.fingerprint_key = o.fingerprint_key
     AND o.started_at <= p.until + ? AND o.ended_at >= p.since - ?
     AND NOT (p.all_response AND o.response_key IS NOT NULL)
     AND NOT (p.all_request AND o.request_key IS NOT NULL)
@@ -136,11 +135,13 @@ class _Keys:
             [observations.select(*TRACE, "started_at", "ended_at"), links.select(*TRACE, "started_at", last)]
         )
         traced = pl.col("trace_lo").is_not_null()
-        keyed = observations.filter(pl.col("response_id").is_not_null() | pl.col("request_id").is_not_null())
+        keyed = observations.filter(
+            pl.col("response_key").is_not_null() | pl.col("request_key").is_not_null()
+        )
         times = ["started_at", "ended_at"]
         return cls(
-            responses=observations.select("response_id").drop_nulls().unique(),
-            requests=observations.select("request_id").drop_nulls().unique(),
+            responses=observations.select("response_key").drop_nulls().unique(),
+            requests=observations.select("request_key").drop_nulls().unique(),
             traces=places.filter(traced).select(TRACE).unique(),
             asked=pl.concat([places.filter(traced).select(times), keyed.select(times)]),
         )
@@ -175,7 +176,7 @@ def _carrying(connection: duckdb.DuckDBPyConnection, keys: _Keys, known: pl.Data
             last = max(high, window_of(part, column="ended_at")[1])
             rows = read(connection, _ROWS, [low - HORIZON, last + HORIZON])
             found.append(_thinned(rows, known))
-    return observations(connection, pl.concat(found).unique()) if found else pl.DataFrame(schema=OBSERVATIONS)
+    return observations(connection, pl.concat(found).unique()) if found else pl.DataFrame(schema=OBSERVED)
 
 
 def _thinned(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -232,7 +233,7 @@ def _prints(frontier: pl.DataFrame) -> pl.DataFrame:
         clustered(asking, ["service", "told"])
         .group_by("cluster")
         .agg(
-            pl.col("service", "input_tokens", "output_tokens", "status").first(),
+            pl.col("fingerprint_key").first(),
             pl.col("since").min(),
             pl.col("until").max(),
             pl.col("response_id").is_not_null().all().alias("all_response"),
@@ -253,7 +254,7 @@ def _alone(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame, keys: 
     """Stored aggregates that stand for calls not known, which these records may make known."""
     window = frontier.select("started_at", "ended_at").vstack(keys.asked.select("started_at", "ended_at"))
     if window.is_empty():
-        return pl.DataFrame(schema=OBSERVATIONS)
+        return pl.DataFrame(schema=OBSERVED)
     (first, _), (_, last) = window_of(window, column="started_at"), window_of(window, column="ended_at")
     sources = frontier.select("service", "session_id").unique()
     with staged(connection, traces=keys.traces, sources=sources):
@@ -268,7 +269,7 @@ def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> 
         (pl.col("ended_at") + REACH).alias("until"),
     )
     if sums.is_empty():
-        return pl.DataFrame(schema=OBSERVATIONS)
+        return pl.DataFrame(schema=OBSERVED)
     (first, _), (_, last) = window_of(sums, column="since"), window_of(sums, column="until")
     with staged(connection, alone=sums):
         return observations(connection, read(connection, _REPEATED, [first, last]))
@@ -277,10 +278,10 @@ def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> 
 def observations(connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame) -> pl.DataFrame:
     """The stored observations of these row numbers."""
     if rows.is_empty():
-        return pl.DataFrame(schema=OBSERVATIONS)
+        return pl.DataFrame(schema=OBSERVED)
     with frames(connection, wanted=rows):
-        query = f"SELECT {', '.join(OBSERVATIONS)} FROM observations WHERE rowid IN (SELECT row FROM wanted)"
-        return read(connection, query).cast(dict(OBSERVATIONS))  # type: ignore[arg-type]
+        query = f"SELECT {', '.join(OBSERVED)} FROM observations WHERE rowid IN (SELECT row FROM wanted)"
+        return read(connection, query).cast(dict(OBSERVED))  # type: ignore[arg-type]
 
 
 def _able_to_join(stored: pl.DataFrame, known: pl.DataFrame, keys: _Keys) -> pl.DataFrame:
@@ -289,9 +290,9 @@ def _able_to_join(stored: pl.DataFrame, known: pl.DataFrame, keys: _Keys) -> pl.
         return stored
     columns = [*TRACE, "signal", "layer", "name", "role"]
     walked = traces_to_walk(pl.concat([stored.select(columns), known.select(columns)]))
-    by_id = pl.col("response_id").is_in(keys.responses["response_id"].implode()) | pl.col("request_id").is_in(
-        keys.requests["request_id"].implode()
-    )
+    by_id = pl.col("response_key").is_in(keys.responses["response_key"].implode()) | pl.col(
+        "request_key"
+    ).is_in(keys.requests["request_key"].implode())
     named = stored.filter(by_id.fill_null(value=False))
     traced = stored.join(walked, on=TRACE, how="semi")
     return pl.concat([named, traced]).unique(IDENTITY)

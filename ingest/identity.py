@@ -29,6 +29,7 @@ from hashlib import blake2b
 from typing import Final
 
 import numpy as np
+import polars as pl
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
@@ -109,6 +110,20 @@ def point_identity(stream: tuple[Words, Words], start_ns: Words, time_ns: Words)
     """Identities of data points: their streams, starts and times."""
     high, low = (_chain(seed, 4, (*stream, start_ns, time_ns)) for seed in SEEDS)
     return high, low
+
+
+def text_keys(texts: pl.Series) -> pl.Series:
+    """The first halves of the hashes of texts: UInt64, NULL for NULL."""
+    told = texts.drop_nulls().rechunk()
+    if told.is_empty():
+        return pl.Series(texts.name, [None], dtype=pl.UInt64).new_from_index(0, len(texts))
+    array = told.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, data = (memoryview(part) if part else b"" for part in array.buffers())
+    bounds = np.frombuffer(offsets, dtype=np.int64)[array.offset :][: len(told) + 1]
+    keys, _ = _hash_slices(Buffer.of([data]), bounds[:-1], bounds[1:])
+    found = np.zeros(len(texts), dtype=np.uint64)
+    found[np.flatnonzero(mask := texts.is_not_null().to_numpy())] = keys
+    return pl.select(pl.when(mask).then(pl.Series(found))).to_series().alias(texts.name)
 
 
 def _chain(seed: np.uint64, kind: int, parts: Sequence[Words]) -> Words:
