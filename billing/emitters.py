@@ -1,6 +1,7 @@
 """Who tells of calls, how well, and what to change so that it tells all: the table `emitters`.
 
-Counts follow every commit in its transaction, so the table costs what changed and not what is stored. Advice
+Every commit adds what it counted as rows of its own, so the table costs what changed and not what is stored;
+now and then they are folded into one. Advice
 is data: one line per emitter and lack. It refuses to call anything a gap that a late record could explain:
 metrics are compared with the calls of their hours and of one hour on either side.
 """
@@ -15,7 +16,7 @@ import duckdb
 import polars as pl
 
 from billing import tables
-from billing.store import append, frames, read
+from billing.store import append, read
 
 LOOK_BACK = timedelta(hours=24)
 """How far back metrics are compared with calls."""
@@ -120,10 +121,7 @@ def count(
     _count_records(connection, observed, points)
     told = pl.concat([_measured(written, 1), _measured(removed, -1)]).group_by("emitter")
     totals = told.agg(pl.col(_COUNTS).sum()).filter(pl.any_horizontal(pl.col(_COUNTS) != 0))
-    if totals.is_empty():
-        return
-    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _COUNTS)
-    _fold(connection, "emitter_calls", totals, f"SELECT emitter, {sums} FROM together GROUP BY emitter")
+    append(connection, "emitter_calls", totals)
 
 
 def _count_records(
@@ -136,17 +134,12 @@ def _count_records(
     )
     fresh = pl.concat([records, metrics]).group_by("emitter", "signal", "version")
     rows = fresh.agg(pl.len().cast(pl.Int64).alias("records"), pl.col("last_seen").max())
-    if len(rows):
-        columns = ("emitter", "signal", "version", "records", "last_seen")
-        merged = "emitter, signal, version, sum(records)::BIGINT AS records, max(last_seen) AS last_seen"
-        query = f"SELECT {merged} FROM together GROUP BY ALL"
-        _fold(connection, "emitter_records", rows.select(columns), query)
+    append(connection, "emitter_records", rows)
 
 
 def count_fidelity(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> None:
     """Follow what a batch's emitters sent of content and of samples (FIDELITY)."""
-    if len(told):
-        _fold(connection, "emitter_fidelity", told, _FIDELITY)
+    append(connection, "emitter_fidelity", told)
 
 
 def _measured(calls: pl.DataFrame, sign: int) -> pl.DataFrame:
@@ -165,22 +158,23 @@ def _measured(calls: pl.DataFrame, sign: int) -> pl.DataFrame:
     ).select("emitter", *_COUNTS)
 
 
-def _fold(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame, both: str) -> None:
-    """Add rows to a small table of counts."""
-    with frames(connection, told=rows):
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE folded AS WITH together AS "
-            f"(SELECT * FROM {table} UNION ALL BY NAME SELECT * FROM told) {both}"
-        )
-    connection.execute(f"DELETE FROM {table}")
-    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM folded")
+def fold(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make one row of all that commits have counted of one thing. Changes no sum."""
+    for table, summed in _SUMMED.items():
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE folded AS {summed}")
+        connection.execute(f"DELETE FROM {table}")
+        connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM folded")
 
 
-_FIDELITY = """
-SELECT emitter, sum(content_records)::BIGINT AS content_records, sum(content_bytes)::BIGINT AS content_bytes,
-       sum(sampled_records)::BIGINT AS sampled_records, min(sampling_probability) AS sampling_probability
-FROM together GROUP BY emitter
-"""
+_SUMS = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _COUNTS)
+_SUMMED = {
+    "emitter_calls": f"SELECT emitter, {_SUMS} FROM emitter_calls GROUP BY emitter",
+    "emitter_records": "SELECT emitter, signal, version, sum(records)::BIGINT AS records, "
+    "max(last_seen) AS last_seen FROM emitter_records GROUP BY ALL",
+    "emitter_fidelity": "SELECT emitter, sum(content_records)::BIGINT AS content_records, "
+    "sum(content_bytes)::BIGINT AS content_bytes, sum(sampled_records)::BIGINT AS sampled_records, "
+    "min(sampling_probability) AS sampling_probability FROM emitter_fidelity GROUP BY emitter",
+}
 _EMITTERS = """
 SELECT r.emitter, max(r.last_seen) AS last_seen,
        string_agg(DISTINCT r.version, ', ' ORDER BY r.version) AS versions,
@@ -190,9 +184,9 @@ SELECT r.emitter, max(r.last_seen) AS last_seen,
        coalesce(f.sampled_records, 0) AS sampled_records, f.sampling_probability,
        coalesce(f.content_records, 0) AS content_records, coalesce(f.content_bytes, 0) AS content_bytes
 FROM emitter_records r
-LEFT JOIN emitter_calls c ON c.emitter IS NOT DISTINCT FROM r.emitter
+LEFT JOIN ({emitter_calls}) c ON c.emitter IS NOT DISTINCT FROM r.emitter
 LEFT JOIN gaps g ON g.emitter IS NOT DISTINCT FROM r.emitter
-LEFT JOIN emitter_fidelity f ON f.emitter IS NOT DISTINCT FROM r.emitter
+LEFT JOIN ({emitter_fidelity}) f ON f.emitter IS NOT DISTINCT FROM r.emitter
 GROUP BY ALL ORDER BY r.emitter
 """
 _GAPS = """
@@ -214,7 +208,7 @@ def publish(connection: duckdb.DuckDBPyConnection, staging: str) -> None:
     """Write the published table anew: it has one row per emitter."""
     connection.execute(_GAPS.format(staging=staging), [datetime.now(UTC) - LOOK_BACK])
     counts = ", ".join(f"coalesce(any_value(c.{name}), 0)::BIGINT AS {name}" for name in _COUNTS)
-    rows = read(connection, _EMITTERS.format(counts=counts))
+    rows = read(connection, _EMITTERS.format(counts=counts, **_SUMMED))
     lines = [advice(row, str(row["emitter"] or "")) for row in rows.iter_rows(named=True)]
     table = rows.with_columns(pl.Series("advice", lines, dtype=pl.String))
     connection.execute(f"DROP TABLE {staging}.emitters")  # made anew: an older version's had fewer columns

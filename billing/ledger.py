@@ -28,6 +28,8 @@ from billing.standing import telling
 from billing.store import OBSERVED, append, connect, frames, read
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
 
+_FOLD_EVERY = 256
+"""Commits whose counts of emitters lie side by side, until they are folded into one row of each kind."""
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
     "access",
@@ -211,6 +213,8 @@ class Ledger:
         self._mark_dirty(removed, written, commit_no)
         emitters.count(self._db, fresh, points, removed=removed, written=written)
         emitters.count_fidelity(self._db, batch.fidelity)
+        if not commit_no % _FOLD_EVERY:
+            emitters.fold(self._db)
         self._db.execute(
             "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
         )
