@@ -121,9 +121,10 @@ def text_keys(texts: pl.Series) -> pl.Series:
     _, offsets, data = (memoryview(part) if part else b"" for part in array.buffers())
     bounds = np.frombuffer(offsets, dtype=np.int64)[array.offset :][: len(told) + 1]
     keys, _ = _hash_slices(Buffer.of([data]), bounds[:-1], bounds[1:])
+    known = texts.is_not_null()
     found = np.zeros(len(texts), dtype=np.uint64)
-    found[np.flatnonzero(mask := texts.is_not_null().to_numpy())] = keys
-    return pl.select(pl.when(mask).then(pl.Series(found))).to_series().alias(texts.name)
+    found[known.to_numpy()] = keys
+    return pl.select(pl.when(known).then(pl.Series(found))).to_series().alias(texts.name)
 
 
 def _chain(seed: np.uint64, kind: int, parts: Sequence[Words]) -> Words:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import polars as pl
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from ingest.identity import text_keys
 from ingest.segment import Frame, Kind
 from tests.ingest_decode_support import capture_frames, frame, rows
 
@@ -236,3 +238,15 @@ def test_splitting_a_request_by_record_changes_nothing() -> None:
 
 def ids(frames: list[Frame]) -> set[tuple[int, int]]:
     return {(row["id_hi"], row["id_lo"]) for row in rows(frames)}
+
+
+def test_keys_of_texts_are_the_same_wherever_a_text_stands() -> None:
+    texts = pl.Series("response_id", ["resp_1", None, "resp_1", "", "x" * 300, "resp_2"])
+    keys = text_keys(texts)
+    assert (keys.name, keys.dtype, keys.null_count()) == ("response_id", pl.UInt64, 1)
+    assert keys[0] == keys[2]
+    assert keys.drop_nulls().n_unique() == 4
+    assert text_keys(texts.slice(2)).to_list() == keys.slice(2).to_list()
+    assert text_keys(texts.reverse()).to_list() == keys.reverse().to_list()
+    assert text_keys(texts.clear()).is_empty()
+    assert text_keys(pl.Series(["abc"])).item() == 6706915725959390413  # stored: it must stay
