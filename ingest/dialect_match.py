@@ -82,19 +82,41 @@ def _rules(decoded: Decoded, scope: Ints, scopes: list[str], name_start: Ints, n
     operation = np.full(len(records), UNKNOWN, dtype=np.int64)
     owner, start, end = _texts(decoded, dialects.operation.id)
     operation[owner] = dialects.vocabulary.find(decoded.columns.buffer, start, end)
-    allowed = np.zeros((len(dialects.rules), len(scopes)), dtype=np.bool_)
-    for index, text in enumerate(scopes):
-        allowed[list(dialects.rules_for_scope(text)), index] = True
+    kinds, kind = _kinds(scope, records.signal, name, operation)
+    fitting = _fitting(decoded, scopes, kinds)
     found = np.full(len(records), NO_RULE, dtype=np.int64)
     left = np.arange(len(records))
     told = _Told(decoded)
-    for index in np.flatnonzero(allowed.any(axis=1)).tolist():
-        rule = dialects.rules[index]
-        fits = _fits(rule, records.signal[left], name[left], operation[left]) & allowed[index, scope[left]]
-        rows = told.narrowed(rule, left[fits])
+    for index in np.flatnonzero(fitting.any(axis=1)).tolist():
+        rows = told.narrowed(dialects.rules[index], left[fitting[index, kind[left]]])
         found[rows] = index
         left = left[found[left] == NO_RULE]
     return found
+
+
+def _kinds(*parts: Ints) -> tuple[list[Ints], Ints]:
+    """The combinations of values that occur together, as one array for each part, and each row's."""
+    packed = parts[0]
+    sizes = [int(part.max(initial=UNKNOWN)) + 2 for part in parts]
+    for part, size in zip(parts[1:], sizes[1:], strict=True):
+        packed = packed * size + part - UNKNOWN
+    packed, kind = np.unique(packed, return_inverse=True)
+    found = []
+    for size in reversed(sizes[1:]):
+        packed, value = np.divmod(packed, size)
+        found.append(value + UNKNOWN)
+    return [packed, *reversed(found)], kind
+
+
+def _fitting(decoded: Decoded, scopes: list[str], kinds: list[Ints]) -> Mask:
+    """bool[rules, kinds]: whether scope, signal, name and operation of a kind are a rule's."""
+    dialects, (scope, signal, name, operation) = decoded.dialects, kinds
+    fitting = np.zeros((len(dialects.rules), len(scope)), dtype=np.bool_)
+    for index, text in enumerate(scopes):
+        fitting[np.ix_(list(dialects.rules_for_scope(text)), np.flatnonzero(scope == index))] = True
+    for index in np.flatnonzero(fitting.any(axis=1)).tolist():
+        fitting[index] &= _fits(dialects.rules[index], signal, name, operation)
+    return fitting
 
 
 class _Told:
