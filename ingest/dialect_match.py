@@ -113,7 +113,8 @@ def _fitting(decoded: Decoded, scopes: list[str], kinds: list[Ints]) -> Mask:
     dialects, (scope, signal, name, operation) = decoded.dialects, kinds
     fitting = np.zeros((len(dialects.rules), len(scope)), dtype=np.bool_)
     for index, text in enumerate(scopes):
-        fitting[np.ix_(list(dialects.rules_for_scope(text)), np.flatnonzero(scope == index))] = True
+        rules = np.array(dialects.rules_for_scope(text), dtype=np.int64)
+        fitting[np.ix_(rules, np.flatnonzero(scope == index))] = True
     for index in np.flatnonzero(fitting.any(axis=1)).tolist():
         fitting[index] &= _fits(dialects.rules[index], signal, name, operation)
     return fitting
