@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from billing.evidence import with_attributes
 from billing.ledger import Batch, Ledger
 from billing.publish import Publisher
-from billing.store import LedgerLocked
+from billing.store import LedgerLocked, read
 from catalog.catalog import Catalog
 from tests.observed import (
     NO_REJECTS,
@@ -285,9 +286,21 @@ def test_old_evidence_goes_and_the_calls_stay(ledger: Ledger) -> None:
     ledger.forget_old_evidence(links_before=later, observations_before=later, published_commit=1)
     left = {
         table: ledger.cursor().execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
-        for table in ("observations", "span_links", "dirty_slots", "calls", "commits")
+        for table in ("observations", "kept_attributes", "span_links", "dirty_slots", "calls", "commits")
     }
-    assert left == {"observations": 0, "span_links": 0, "dirty_slots": 0, "calls": 1, "commits": 1}
+    assert left == dict.fromkeys(left, 0) | {"calls": 1, "commits": 1}
+
+
+def test_what_was_kept_of_each_record_comes_back(ledger: Ledger) -> None:
+    told = observations(*(observation(response_id=f"r{n}", attributes=bytes([n])) for n in range(5)))
+    ledger.load(batch(told[:3]))
+    ledger.load(batch(told[2:], position=9))
+    cursor = ledger.cursor()
+    stored = read(cursor, "SELECT id_hi, id_lo, commit_no, response_id FROM observations")
+    kept = with_attributes(cursor, stored.cast({"id_hi": pl.UInt64, "id_lo": pl.UInt64}))
+    assert {row["response_id"]: row["attributes"] for row in kept.iter_rows(named=True)} == {
+        f"r{n}": bytes([n]) for n in range(5)
+    }
 
 
 def test_evidence_younger_than_its_retention_stays(ledger: Ledger) -> None:
