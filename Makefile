@@ -10,7 +10,7 @@ demo: $(VENV)/.run
 	$(BIN)/tollbook demo $(if $(ONCE),--once)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: lint types
 
