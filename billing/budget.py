@@ -65,6 +65,7 @@ __all__ = [
     "decode_control",
     "encode_control",
     "fault_sentences",
+    "placed_faults",
     "read",
     "read_budget",
     "read_check",
@@ -239,7 +240,8 @@ class Budget(Strict):
     input and output together, `calls` how many. Without thresholds it denies at the limit. `on_unpriced`
     says what a check gets whose model has no known price: a denial, a pass that counts nothing, or the
     dearest price known. `per_call` is the most that one call may need, in the meter's unit. A `shadow`
-    budget decides and keeps its decisions in `budget_events`, but denies and warns nobody.
+    budget decides and keeps its decisions in `budget_events`, but denies and warns nobody. What `origin` the
+    settings have is the operator's: the API shows it and does not change it.
     """
 
     id: Id = Field(default_factory=_new_id)
@@ -252,6 +254,7 @@ class Budget(Strict):
     on_unpriced: OnUnpriced = "deny"
     per_call: Limit | None = None
     shadow: bool = False
+    origin: Literal["api", "settings"] = "api"
 
     @field_validator("time_zone")
     @classmethod
@@ -482,14 +485,20 @@ def read_budget(body: bytes, *, budget_id: str | None = None) -> Budget:
     InvalidBudget.
     """
     if budget_id is None:
-        return read(Budget, body)
+        return _from_api(read(Budget, body))
     try:
         told: Any = json.loads(body)
     except ValueError:
         raise InvalidBudget("the body is not JSON") from None
     if isinstance(told, dict) and told.setdefault("id", budget_id) != budget_id:
         raise InvalidBudget("id: must be the id in the path, or be left out")
-    return read(Budget, json.dumps(told).encode())
+    return _from_api(read(Budget, json.dumps(told).encode()))
+
+
+def _from_api(budget: Budget) -> Budget:
+    if budget.origin != "api":
+        raise InvalidBudget("origin: must be left out; budgets of the settings are defined there")
+    return budget
 
 
 def read_check(body: bytes) -> CheckRequest:
@@ -507,22 +516,28 @@ def read(model: type[_Model], body: bytes) -> _Model:
 
 def fault_sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One sentence for each place that does not validate, without what stands there."""
+    return [
+        f"{'.'.join(str(part) for part in place)}: {what}" if place else what
+        for place, what in placed_faults(error, model)
+    ]
+
+
+def placed_faults(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[int | str, ...], str]]:
+    """The same as the place (keys and positions) and what is wrong there."""
     told: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
-    return [_sentence(each, model) for each in told]
+    return [(each["loc"], _wrong(each, model)) for each in told]
 
 
 _INNER: dict[object, type[BaseModel]] = {"scope": Scope, "estimate": Estimate, "thresholds": Threshold}
 
 
-def _sentence(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """One error as `place: what is wrong`, with the allowed keys and the nearest for an unknown one."""
-    place = ".".join(str(part) for part in error["loc"])
+def _wrong(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """What is wrong, with the allowed keys and the nearest for an unknown one."""
     if error["type"] == "extra_forbidden":
-        return f"{place}: {_unknown_key(error['loc'], model)}"
+        return _unknown_key(error["loc"], model)
     if error["type"] == "union_tag_invalid":
         return "op: unknown operation"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _unknown_key(loc: tuple[object, ...], model: type[BaseModel]) -> str:

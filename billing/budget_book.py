@@ -139,7 +139,8 @@ class BudgetBook:
         self._index = ScopeIndex()
         self._deleted: dict[str, int] = {}  # id -> offset, until the ledger knows of it too
         self._seq = -1
-        self._weighed = True
+        self._fresh = ScopeIndex()
+        self._has_fresh = False
         self.offset = 0
         self.holds = HoldBook()
 
@@ -158,7 +159,7 @@ class BudgetBook:
         if known is not None:
             state.take_over(known)
         self._enter(state)
-        self._weigh_all()
+        self._weigh_fresh()
 
     def delete(self, budget_id: str, offset: int) -> None:
         """Removes a budget; one that does not exist is no error."""
@@ -175,6 +176,10 @@ class BudgetBook:
         """The budget of that id."""
         state = self._states.get(budget_id)
         return None if state is None else state.budget
+
+    def of_settings(self) -> dict[str, Budget]:
+        """The budgets that settings defined, by id."""
+        return {each.id: each for each in self.all() if each.origin == "settings"}
 
     def pending(self, budget_id: str) -> bool:
         """Whether the budget's spend is still being counted by the ledger."""
@@ -260,16 +265,16 @@ class BudgetBook:
             state.reserved = EXACT.subtract(state.reserved, counted)
         hold.counted = {}
 
-    def _weigh_all(self) -> None:
-        """Counts every open reservation in the budgets that there are now, if those have changed."""
-        if self._weighed:
+    def _weigh_fresh(self) -> None:
+        """Counts the open reservations in the budgets that were entered since this was last done."""
+        if not self._has_fresh:
             return
-        for state in self._states.values():
-            state.reserved = ZERO
         for hold in self.holds.open():
-            hold.counted = dict.fromkeys(self._index.match(hold.told)[0], ZERO)
-            self._weigh(hold)
-        self._weighed = True
+            found = [each for each in self._fresh.match(hold.told)[0] if each in self._states]
+            if found:
+                hold.counted.update(dict.fromkeys(found, ZERO))
+                self._weigh(hold)
+        self._fresh, self._has_fresh = ScopeIndex(), False
 
     def _take_holds(self, told: Iterable[Mapping[str, Any]], now: datetime) -> None:
         """Takes over reservations that the ledger knows and this front may not."""
@@ -316,7 +321,7 @@ class BudgetBook:
             state.counted_for = None
         for entry in snapshot["budgets"]:
             self._define(entry)
-        self._weigh_all()
+        self._weigh_fresh()
         self._take_holds(snapshot.get("holds", ()), now)
         for state in self._states.values():
             state.news(now)  # what was passed before is not news
@@ -367,7 +372,7 @@ class BudgetBook:
             if budget_id in self._states and self._states[budget_id].offset <= delta["offset"]:
                 self._leave(budget_id)
         touched = {self._define(entry) for entry in delta["defined"]}
-        self._weigh_all()
+        self._weigh_fresh()
         return touched
 
     def _mark_each(self, marks: Iterable[Mapping[str, Any]], now: datetime) -> None:
@@ -411,7 +416,9 @@ class BudgetBook:
         self._leave(state.budget.id)
         self._states[state.budget.id] = state
         self._index.add(state.budget.scope.dimensions(), state.budget.id)
-        self._weighed = not len(self.holds)
+        if len(self.holds):
+            self._fresh.add(state.budget.scope.dimensions(), state.budget.id)
+            self._has_fresh = True
 
     def _leave(self, budget_id: str) -> None:
         state = self._states.pop(budget_id, None)

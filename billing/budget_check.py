@@ -188,6 +188,7 @@ def _refusal(budget: Budget, why: str) -> str:
 
 
 _STRETCH = {
+    "minute": "this minute",
     "hour": "this hour",
     "day": "today",
     "week": "this week",
@@ -198,7 +199,10 @@ _STRETCH = {
 
 def passing_sentence(budget: Budget, shown: BudgetFigures, threshold: Threshold) -> str:
     """Which budget, how much of what is spent, and which threshold that passes."""
-    stretch = _STRETCH.get(budget.period) or f"in the last {budget.period.removeprefix('rolling:')}"
+    kind, _, length = budget.period.partition(":")
+    stretch = _STRETCH.get(kind) or (
+        f"in the last {length}" if kind == "rolling" else f"in its window of {length}"
+    )
     more = "" if shown.estimate in (None, "0") else f" and {shown.estimate} more for this call"
     percent = decimal_text(EXACT.multiply(threshold.at, Decimal(100)))
     verb = {"deny": "denies", "warn": "warns", "notify": "notes"}[threshold.action]

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 __all__ = [
     "EPOCH",
+    "MAX_WINDOW_S",
     "MINUTE_S",
     "Period",
     "bounds",
@@ -29,14 +30,14 @@ __all__ = [
     "resets_at",
 ]
 
-Kind = Literal["hour", "day", "week", "month", "rolling", "total"]
+Kind = Literal["minute", "hour", "day", "week", "month", "rolling", "first_use", "total"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE_S = 60
-MAX_WINDOW_S = 31 * 86_400  # a rolling window is kept in minutes: 44,640 of them at most
+MAX_WINDOW_S = 31 * 86_400  # a window is kept in minutes: 44,640 of them at most
 
-_CALENDAR: tuple[Kind, ...] = ("hour", "day", "week", "month", "total")
-_ROLLING = re.compile(r"rolling:([1-9][0-9]{0,5})([mhd])")
+_CALENDAR: tuple[Kind, ...] = ("minute", "hour", "day", "week", "month", "total")
+_WINDOW = re.compile(r"(rolling|first_use):([1-9][0-9]{0,5})([mhd])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
@@ -44,7 +45,7 @@ _SECOND = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A parsed period: its kind, its zone, and for a rolling one the window's length in seconds."""
+    """A parsed period: its kind, its zone, and the window's length in seconds where it is one."""
 
     kind: Kind
     zone: tzinfo
@@ -53,22 +54,25 @@ class Period:
 
 @lru_cache(maxsize=1024)
 def parse_period(text: str, time_zone: str = "UTC") -> Period:
-    """`hour|day|week|month|rolling:<n>m|h|d|total` in an IANA time zone; ValueError says what is allowed."""
+    """`minute|hour|day|week|month|total`, `rolling:<n>m|h|d` or `first_use:<n>m|h|d` in an IANA time zone.
+
+    A rolling window ends now. One from first use begins with the first call after the last one ended, as
+    plans count. ValueError says what is allowed.
+    """
     zone = parse_zone(time_zone)
     for kind in _CALENDAR:
         if text == kind:
             return Period(kind, zone)
-    return Period("rolling", zone, window_s=_window_s(text))
-
-
-def _window_s(text: str) -> int:
-    found = _ROLLING.fullmatch(text)
+    found = _WINDOW.fullmatch(text)
     if found is None:
-        raise ValueError("must be hour, day, week, month, total or rolling:<n>m|h|d such as rolling:5h")
-    window_s = int(found[1]) * _UNIT_S[found[2]]
+        raise ValueError(
+            "must be minute, hour, day, week, month, total, rolling:<n>m|h|d such as rolling:5h, "
+            "or first_use:<n>m|h|d"
+        )
+    window_s = int(found[2]) * _UNIT_S[found[3]]
     if window_s > MAX_WINDOW_S:
-        raise ValueError("a rolling window may be at most 31 days; use month or total beyond that")
-    return window_s
+        raise ValueError("a window may be at most 31 days; use month or total beyond that")
+    return Period("rolling" if found[1] == "rolling" else "first_use", zone, window_s=window_s)
 
 
 def parse_zone(name: str) -> tzinfo:
@@ -91,15 +95,13 @@ def epoch_s(at: datetime) -> int:
 def period_start(period: Period, at: datetime) -> datetime:
     """Start (UTC) of the period that holds `at`: the bucket a call that started at `at` counts in.
 
-    A rolling window's bucket is the minute of `at`; a total's only bucket starts at 1970-01-01.
+    The bucket of a window of either kind is the minute of `at`; a total's only bucket starts at 1970-01-01.
     """
     return bounds(period, at)[0]
 
 
 def resets_at(period: Period, at: datetime) -> datetime | None:
-    """End (UTC) of the period that holds `at`; NULL for a total. For a rolling window: the end of its
-    bucket.
-    """
+    """End (UTC) of the period that holds `at`; NULL for a total. For a window: the end of its bucket."""
     return bounds(period, at)[1]
 
 
@@ -108,7 +110,7 @@ def bounds(period: Period, at: datetime) -> tuple[datetime, datetime | None]:
     at = at.astimezone(UTC)
     if period.kind == "total":
         return EPOCH, None
-    if period.kind == "rolling":
+    if period.kind in ("minute", "rolling", "first_use"):
         minute = at.replace(second=0, microsecond=0)
         return minute, minute + timedelta(minutes=1)
     if period.kind == "hour":

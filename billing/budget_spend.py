@@ -8,18 +8,20 @@ never count again are dropped. Amounts are Decimals in the meter's unit and are 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
 from billing.budget import EXACT
-from billing.budget_period import EPOCH, MINUTE_S, Period, bounds, epoch_s
+from billing.budget_period import EPOCH, MAX_WINDOW_S, MINUTE_S, Period, bounds, epoch_s
 
-__all__ = ["CalendarSpend", "RollingSpend", "Spend", "spend_of"]
+__all__ = ["CalendarSpend", "FirstUseSpend", "RollingSpend", "Spend", "spend_of", "window_starts"]
 
 
 ZERO = Decimal(0)
 _COMPACT_AFTER = 512
+_NEVER_S = 1 << 62
 _MAX_STEPS = 4096  # how far a denial looks ahead for the moment at which its estimate fits
 
 
@@ -151,6 +153,104 @@ class RollingSpend:
         return leaves
 
 
+class FirstUseSpend:
+    """Spend of the window that is open now, by minutes: a window begins with the first call after the last
+    one ended, and where that is follows from all calls since, in whatever order they are told.
+
+    Windows that ended a month ago are forgotten whole, so that those after them stay where they are.
+    """
+
+    __slots__ = (
+        "_buckets",
+        "_end_s",
+        "_is_open",
+        "_known_until_s",
+        "_minutes",
+        "_start_s",
+        "_window_s",
+        "amount",
+        "unpriced",
+    )
+
+    def __init__(self, period: Period) -> None:
+        self._window_s = period.window_s
+        self._buckets: dict[int, tuple[Decimal, int]] = {}
+        self._minutes: list[int] = []
+        self._start_s = self._end_s = 0  # of the window that is open, or was last
+        self._is_open = False
+        self._known_until_s = -1  # until when nothing changes unless something is added
+        self.amount = ZERO
+        self.unpriced = 0
+
+    def add(self, bucket_s: int, amount: Decimal, unpriced: int) -> None:
+        had, had_unpriced = self._buckets.pop(bucket_s, (ZERO, 0))
+        new = EXACT.add(had, amount), had_unpriced + unpriced
+        place = bisect.bisect_left(self._minutes, bucket_s)
+        is_known = self._minutes[place : place + 1] == [bucket_s]
+        if any(new):
+            self._buckets[bucket_s] = new
+            if not is_known:
+                self._minutes.insert(place, bucket_s)
+        elif is_known:  # what was told there has been taken back
+            del self._minutes[place]
+        self._known_until_s = -1
+
+    def roll(self, now: datetime) -> None:
+        now_s = epoch_s(now)
+        if self._start_s <= now_s < self._known_until_s:
+            return
+        self._forget(now_s - MAX_WINDOW_S)
+        starts = [each for each in window_starts(self._minutes, self._window_s) if each <= now_s]
+        self._start_s = starts[-1] if starts else 0
+        self._end_s = self._start_s + self._window_s
+        self._is_open = bool(starts) and now_s < self._end_s
+        last = bisect.bisect_left(self._minutes, self._end_s) if starts else 0
+        following = self._minutes[last] if last < len(self._minutes) else _NEVER_S
+        self._known_until_s = self._end_s if self._is_open else following
+        self._count(last if self._is_open else 0)
+
+    def __len__(self) -> int:
+        """How many minutes are kept."""
+        return len(self._minutes)
+
+    def _count(self, last: int) -> None:
+        first = bisect.bisect_left(self._minutes, self._start_s)
+        counted = [self._buckets[each] for each in self._minutes[first:last]]
+        self.amount, self.unpriced = ZERO, sum(unpriced for _, unpriced in counted)
+        for amount, _ in counted:
+            self.amount = EXACT.add(self.amount, amount)
+
+    def _forget(self, before_s: int) -> None:
+        """Drops the windows that ended before that moment."""
+        if not self._minutes or self._minutes[0] + self._window_s >= before_s:
+            return
+        kept = [
+            each for each in window_starts(self._minutes, self._window_s) if each + self._window_s >= before_s
+        ]
+        gone = bisect.bisect_left(self._minutes, kept[0]) if kept else len(self._minutes)
+        for minute_s in self._minutes[:gone]:
+            del self._buckets[minute_s]
+        del self._minutes[:gone]
+
+    def resets_at(self) -> datetime | None:
+        return EPOCH + timedelta(seconds=self._end_s) if self._is_open else None
+
+    def freed_at(self, excess: Decimal) -> datetime | None:
+        return self.resets_at() if excess <= self.amount else None
+
+
+def window_starts(minutes: Sequence[int], window_s: int) -> list[int]:
+    """When the windows begin that calls in these minutes (ascending) open."""
+    starts: list[int] = []
+    place = 0
+    while place < len(minutes):
+        starts.append(minutes[place])
+        place = bisect.bisect_left(minutes, minutes[place] + window_s, lo=place)
+    return starts
+
+
 def spend_of(period: Period) -> Spend:
     """An empty spend for this period."""
+    if period.kind == "first_use":
+        return FirstUseSpend(period)
     return RollingSpend(period) if period.kind == "rolling" else CalendarSpend(period)

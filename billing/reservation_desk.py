@@ -54,7 +54,8 @@ class ReservationDesk:
 
     `append` puts one record on disk and returns the position after it; what it raises goes to the caller.
     `keep` is given every decision worth keeping. `ready_from` is the position up to which the ledger must
-    have told before anything is answered: what was promised before this process lives there.
+    have told before anything is answered: what was promised before this process lives there. While it is
+    not `open` nothing is answered either.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ReservationDesk:
         self.checks = 0
         self.reservations = 0
         self.applied = asyncio.Event()
+        self.open = True
         self._append = append
         self._keep = keep
         self._ready_from = ready_from
@@ -81,6 +83,11 @@ class ReservationDesk:
 
     @property
     def ready(self) -> bool:
+        """Whether it answers."""
+        return self.open and self.caught_up
+
+    @property
+    def caught_up(self) -> bool:
         """Whether everything that was promised before this process started is known again."""
         return self.book.ready and self.book.offset >= self._ready_from
 

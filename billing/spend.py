@@ -48,7 +48,7 @@ from billing.budget import (
     decimal_text,
 )
 from billing.budget_period import epoch_s
-from billing.budget_spend import spend_of
+from billing.budget_spend import spend_of, window_starts
 from billing.charges import Pricing
 from billing.reservation import decode_controls
 from billing.reservation_ledger import DDL as RESERVATIONS_DDL
@@ -77,7 +77,11 @@ BUDGETS = _columns(
     ("scope", "VARCHAR", "JSON: what it covers; {} is everything"),
     ("meter", "VARCHAR", "'billed_usd', 'list_usd', 'tokens' or 'calls'"),
     ("limit_amount", MONEY_SUM, "the limit, in the meter's unit"),
-    ("period", "VARCHAR", "'hour', 'day', 'week', 'month', 'rolling:<n>m|h|d' or 'total'"),
+    (
+        "period",
+        "VARCHAR",
+        "'minute', 'hour', 'day', 'week', 'month', 'total', 'rolling:<n>m|h|d' or 'first_use:<n>m|h|d'",
+    ),
     ("time_zone", "VARCHAR", "IANA zone in which the period begins"),
     ("thresholds", "VARCHAR", "JSON: fractions of the limit and what happens when spend passes them"),
     ("on_unpriced", "VARCHAR", "what a check gets whose cost is not known: 'deny', 'allow' or 'dearest'"),
@@ -92,6 +96,7 @@ BUDGETS = _columns(
     ("as_of", "TIMESTAMPTZ", "the moment the figures are of"),
     ("per_call", MONEY_SUM, "the most that one call may need, in the meter's unit; NULL: no such limit"),
     ("shadow", "BOOLEAN", "whether it only watches: decides and records, and denies nobody"),
+    ("origin", "VARCHAR", "'api', or 'settings': the operator's, changed in the settings file alone"),
 )
 
 BUDGET_EVENTS = _columns(
@@ -324,8 +329,10 @@ def _forget_spend(con: duckdb.DuckDBPyConnection, budget_ids: Sequence[str]) -> 
 
 def _compact(con: duckdb.DuckDBPyConnection, definitions: Collection[Definition], *, now: datetime) -> None:
     """Sums the changes up, and drops buckets that can never count again."""
-    floors = {each.budget.id: epoch_s(floor_of(each.budget.parsed_period(), now)) for each in definitions}
     spend = load_spend(con)
+    floors = {
+        each.budget.id: _floor_s(each.budget, spend.get(each.budget.id, ()), now) for each in definitions
+    }
     kept = [
         Change(each, *bucket)
         for each in definitions
@@ -334,6 +341,17 @@ def _compact(con: duckdb.DuckDBPyConnection, definitions: Collection[Definition]
     ]
     con.execute("DELETE FROM budget_spend")
     _append_spend(con, kept)
+
+
+def _floor_s(budget: Budget, buckets: Sequence[tuple[int, Decimal, int]], now: datetime) -> int:
+    """From when on buckets are kept. Windows from first use are kept whole, or later ones would move."""
+    period = budget.parsed_period()
+    floor = epoch_s(floor_of(period, now))
+    if period.kind != "first_use":
+        return floor
+    used = [bucket_s for bucket_s, *counted in buckets if any(counted)]
+    starts = window_starts(used, period.window_s)
+    return next((start for start in starts if start + period.window_s >= floor), floor)
 
 
 # --- the feed ---------------------------------------------------------------------------------------------
@@ -497,7 +515,7 @@ def _change(change: Change) -> dict[str, Any]:
 
 def published_ddl(schema: str) -> list[str]:
     """Statements that lay out `budgets` and `budget_events` in the published file attached as `schema`."""
-    added = (("budgets", BUDGETS[-2:]), ("budget_events", BUDGET_EVENTS[-1:]))
+    added = (("budgets", BUDGETS[-3:]), ("budget_events", BUDGET_EVENTS[-1:]))
     return [
         create_table(f"{schema}.budgets", BUDGETS),
         create_table(f"{schema}.budget_events", BUDGET_EVENTS),
@@ -546,5 +564,5 @@ def _published_row(
             spend.amount,
             EXACT.subtract(budget.limit, spend.amount),
         ),
-        *(spend.unpriced, spend.resets_at(), now, budget.per_call, budget.shadow),
+        *(spend.unpriced, spend.resets_at(), now, budget.per_call, budget.shadow, budget.origin),
     )

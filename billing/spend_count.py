@@ -19,7 +19,7 @@ import duckdb
 import polars as pl
 
 from billing.budget import DIMENSIONS, LABEL_PREFIX, Budget
-from billing.budget_period import EPOCH, MINUTE_S, Period, bounds, epoch_s, period_start
+from billing.budget_period import EPOCH, MAX_WINDOW_S, MINUTE_S, Period, bounds, epoch_s, period_start
 
 __all__ = ["Change", "Definition", "Scopes", "compile_scopes", "deltas", "floor_of", "recount"]
 
@@ -84,9 +84,11 @@ def compile_scopes(definitions: Iterable[Definition]) -> Scopes:
 
 
 def _clock(budget: Budget) -> Period:
-    """Rolling windows of any length share the minutes, totals everything."""
+    """Minutes, and windows of any length, share the minutes; totals everything."""
     period = budget.parsed_period()
-    return Period(period.kind, UTC) if period.kind in ("rolling", "total") else period
+    if period.kind in ("minute", "rolling", "first_use"):
+        return Period("minute", UTC)
+    return Period("total", UTC) if period.kind == "total" else period
 
 
 def _plan(dims: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Plan:
@@ -264,9 +266,14 @@ def _conditions(dims: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
 
 
 def floor_of(period: Period, now: datetime) -> datetime:
-    """The earliest start of a call that may still count: the period before this one is kept too."""
+    """The earliest start of a call that may still count: the period before this one is kept too.
+
+    Where a window from first use begins follows from those before it, so a month of them is counted.
+    """
     if period.kind == "total":
         return EPOCH
     if period.kind == "rolling":
         return bounds(period, now)[0] - timedelta(seconds=period.window_s)
+    if period.kind == "first_use":
+        return bounds(period, now)[0] - timedelta(seconds=period.window_s + MAX_WINDOW_S)
     return period_start(period, period_start(period, now) - _EPSILON)

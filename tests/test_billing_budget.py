@@ -47,6 +47,7 @@ def test_defaults_and_echo() -> None:
         "on_unpriced": "deny",
         "per_call": None,
         "shadow": False,
+        "origin": "api",
     }
 
 
@@ -73,7 +74,7 @@ def test_no_thresholds_denies_at_the_limit() -> None:
         (_budget(limit="0"), "limit: must be greater than 0"),
         (_budget(limit="1.5", meter="tokens"), "limit: must be a whole number for the meter tokens"),
         (_budget(meter="usd"), "meter: Input should be 'billed_usd', 'list_usd', 'tokens' or 'calls'"),
-        (_budget(period="daily"), "period: must be hour, day, week, month, total or rolling:<n>m|h|d"),
+        (_budget(period="daily"), "period: must be minute, hour, day, week, month, total, rolling:<n>m|h|d"),
         (
             _budget(time_zone="Europe/Berln"),
             "time_zone: must be an IANA time zone; did you mean Europe/Berlin?",

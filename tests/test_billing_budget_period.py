@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.budget_period import EPOCH, bounds, parse_period
+from billing.budget_period import EPOCH, bounds, epoch_s, parse_period
+from billing.budget_spend import FirstUseSpend, spend_of
 
 
 def _at(text: str) -> datetime:
@@ -67,7 +69,9 @@ def _at(text: str) -> datetime:
         # Samoa had no 30 December 2011
         ("day", "Pacific/Apia", "2011-12-30T09:00:00Z", "2011-12-29T10:00:00Z", "2011-12-30T10:00:00Z"),
         ("day", "Pacific/Apia", "2011-12-30T11:00:00Z", "2011-12-30T10:00:00Z", "2011-12-31T10:00:00Z"),
-        # a rolling window's bucket is the minute
+        ("minute", "UTC", "2026-11-22T08:00:59.5Z", "2026-11-22T08:00:00Z", "2026-11-22T08:01:00Z"),
+        # a window's bucket is the minute
+        ("first_use:5h", "UTC", "2026-11-22T08:00:59.5Z", "2026-11-22T08:00:00Z", "2026-11-22T08:01:00Z"),
         ("rolling:5h", "UTC", "2026-11-22T08:00:59.5Z", "2026-11-22T08:00:00Z", "2026-11-22T08:01:00Z"),
     ],
 )
@@ -98,7 +102,7 @@ _ZONES = [
 
 @settings(max_examples=250, deadline=None)
 @given(
-    kind=st.sampled_from(["hour", "day", "week", "month", "rolling:90m"]),
+    kind=st.sampled_from(["minute", "hour", "day", "week", "month", "rolling:90m"]),
     zone=st.sampled_from(_ZONES),
     at=st.integers(3 * 365 * 86_400_000_000, 67 * 365 * 86_400_000_000).map(
         lambda us: EPOCH + timedelta(microseconds=us)
@@ -122,6 +126,8 @@ def test_periods_tile_time(kind: str, zone: str, at: datetime) -> None:
         ("daily", "UTC", "rolling:5h"),
         ("rolling:0h", "UTC", "rolling:5h"),
         ("rolling:32d", "UTC", "31 days"),
+        ("first_use:32d", "UTC", "31 days"),
+        ("first_use", "UTC", "first_use:<n>"),
         ("day", "Europe/Berln", "Europe/Berlin"),
         ("day", "../../etc/passwd", "IANA"),
         ("day", "", "IANA"),
@@ -130,3 +136,57 @@ def test_periods_tile_time(kind: str, zone: str, at: datetime) -> None:
 def test_what_is_allowed_is_said(period: str, zone: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         parse_period(period, zone)
+
+
+# --- windows from first use -------------------------------------------------------------------------------
+
+
+def _open_window(calls: dict[int, int], window_s: int, now_s: int) -> tuple[int, int | None]:
+    """Spend and end of the window that is open, by walking through all calls (minute -> amount)."""
+    start: int | None = None
+    for minute in sorted(minute for minute, amount in calls.items() if amount):
+        if minute <= now_s and (start is None or minute >= start + window_s):
+            start = minute
+    if start is None or now_s >= start + window_s:
+        return 0, None
+    return sum(
+        amount for minute, amount in calls.items() if start <= minute < start + window_s
+    ), start + window_s
+
+
+_told = st.lists(st.tuples(st.integers(0, 300), st.integers(-3, 9)), max_size=25)
+
+
+@settings(max_examples=300, deadline=None)
+@given(told=_told, asked=st.lists(st.integers(0, 400 * 60), min_size=1, max_size=6), data=st.data())
+def test_a_window_begins_with_the_first_call_after_the_last_one_ended(
+    told: list[tuple[int, int]], asked: list[int], data: st.DataObject
+) -> None:
+    """Late calls, calls taken back, calls dated ahead, asked in between: only the set counts."""
+    period = parse_period("first_use:1h")
+    spend, calls = spend_of(period), dict[int, int]()
+    for minute, change in data.draw(st.permutations(told)):
+        at_s = minute * 60
+        amount = max(change, -calls.get(at_s, 0))
+        calls[at_s] = calls.get(at_s, 0) + amount
+        spend.add(at_s, Decimal(amount), 0)
+        now_s = data.draw(st.sampled_from(asked))
+        spend.roll(EPOCH + timedelta(seconds=now_s))
+        amount_now, end = _open_window(calls, 3600, now_s)
+        assert (spend.amount, spend.resets_at()) == (amount_now, end and EPOCH + timedelta(seconds=end))
+
+
+def test_windows_that_ended_long_ago_are_forgotten_and_move_nothing() -> None:
+    period = parse_period("first_use:5h")
+    spend = spend_of(period)
+    now = _at("2026-11-22T08:00:00Z")
+    for hours in range(24 * 40):  # without a pause, so that every window follows from the one before
+        spend.add(epoch_s(now) - hours * 3600, Decimal(1), 0)
+    before = [each for each in range(24 * 40) if (24 * 40 - 1 - each) % 5 == 0]
+    spend.roll(now)
+    assert spend.amount == before[0] + 1
+    assert isinstance(spend, FirstUseSpend)
+    assert len(spend) < 24 * 31 + 10
+    spend.add(epoch_s(now) - 1800, Decimal(1), 0)
+    spend.roll(now)
+    assert spend.amount == before[0] + 2

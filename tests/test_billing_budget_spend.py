@@ -152,6 +152,8 @@ PERIODS = [
     ("rolling:5h", "UTC"),
     ("rolling:90m", "UTC"),
     ("total", "UTC"),
+    ("first_use:90m", "UTC"),
+    ("minute", "UTC"),
 ]
 SCOPES: list[dict[str, Any]] = [
     {},
@@ -314,7 +316,9 @@ def test_the_front_s_book_equals_the_calls_after_any_history(
     house.define(*waiting)
     by_hand = _by_hand(calls.values())
     for each in BUDGETS:
-        if each.period.startswith("rolling"):
+        if each.period.startswith("first_use"):
+            expected = _of_open_window(each, by_hand)
+        elif each.period.startswith("rolling"):
             floor = epoch_s(floor_of(each.parsed_period(), NOW))
             expected = [v for (name, bucket), v in by_hand.items() if name == each.id and bucket >= floor]
         else:
@@ -325,6 +329,21 @@ def test_the_front_s_book_equals_the_calls_after_any_history(
         assert Decimal(spent) == sum((amount for amount, _ in expected), Decimal(0))
         assert unpriced == sum(unknown for _, unknown in expected)
     house.con.close()
+
+
+def _of_open_window(of: Budget, figures: Figures) -> list[tuple[Decimal, int]]:
+    """What counts at NOW in a window from first use: walked minute by minute, in plain loops."""
+    window_s, now_s = of.parsed_period().window_s, epoch_s(NOW)
+    minutes = sorted((bucket, value) for (name, bucket), value in figures.items() if name == of.id)
+    start: int | None = None
+    counted: list[tuple[Decimal, int]] = []
+    for minute_s, value in minutes:
+        if start is None or minute_s >= start + window_s:
+            if minute_s > now_s:
+                break
+            start, counted = minute_s, []
+        counted.append(value)
+    return counted if start is not None and now_s < start + window_s else []
 
 
 # --- money and gaps ---------------------------------------------------------------------------------------

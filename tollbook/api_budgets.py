@@ -57,6 +57,7 @@ def show_budget(house: House, budget_id: str) -> bytes:
 async def create_budget(house: House, body: bytes) -> bytes:
     """Define a new budget; Problem `conflict` where its id is taken by another definition."""
     budget = read_budget(body)
+    _leave_the_operators(house, budget.id)
     known = house.budgets.get(budget.id)
     if known is not None and known != budget:
         raise Problem("conflict", "a budget of this id is defined otherwise; PUT replaces it")
@@ -67,13 +68,16 @@ async def create_budget(house: House, body: bytes) -> bytes:
 async def replace_budget(house: House, budget_id: str, body: bytes) -> bytes:
     """Define the budget of this id, or define it anew."""
     budget = read_budget(body, budget_id=budget_id)
+    _leave_the_operators(house, budget_id)
     await house.define_budget(budget)
     return _dump(_shown(house, budget))
 
 
 async def delete_budget(house: House, budget_id: str) -> None:
     """Delete a budget; Problem `not_found`."""
-    await house.delete_budget(_known(house, budget_id).id)
+    budget = _known(house, budget_id)
+    _leave_the_operators(house, budget_id)
+    await house.delete_budget(budget.id)
 
 
 def _dump(shown: dict[str, Any]) -> bytes:
@@ -85,6 +89,12 @@ def _known(house: House, budget_id: str) -> Budget:
     if budget is None:
         raise Problem("not_found", "there is no budget of this id")
     return budget
+
+
+def _leave_the_operators(house: House, budget_id: str) -> None:
+    known = house.budgets.get(budget_id)
+    if known is not None and known.origin == "settings":
+        raise Problem("conflict", "this budget is the operator's: change the settings file and start again")
 
 
 def _shown(house: House, budget: Budget) -> dict[str, Any]:

@@ -25,12 +25,17 @@ Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE; ma
 @budget_app.command("set")
 def set_budget(
     limit: Annotated[str, typer.Option(help="Limit per period, as a decimal.")],
-    period: Annotated[str, typer.Option(help="hour, day, week, month, total or rolling:5h.")] = "month",
+    period: Annotated[
+        str, typer.Option(help="minute, hour, day, week, month, total, rolling:5h or first_use:5h.")
+    ] = "month",
     budget_id: Annotated[
         str | None, typer.Option("--id", help="Name; replaces the budget of that name.")
     ] = None,
     meter: Annotated[str, typer.Option(help="billed_usd, list_usd, tokens or calls.")] = "billed_usd",
     time_zone: Annotated[str, typer.Option(help="IANA zone in which periods begin.")] = "UTC",
+    notify_at: Annotated[
+        str | None, typer.Option(help="Record, and say nothing, above this fraction.")
+    ] = None,
     warn_at: Annotated[str | None, typer.Option(help="Warn above this fraction, such as 0.8.")] = None,
     deny_at: Annotated[str, typer.Option(help="Deny above this fraction.")] = "1.0",
     on_unpriced: Annotated[str, typer.Option(help="deny, allow or dearest.")] = "deny",
@@ -56,6 +61,7 @@ def set_budget(
         "scope": scope_of(told),
         **{name: told[name] for name in ("meter", "limit", "period", "time_zone", "on_unpriced")},
         "thresholds": [
+            *([{"at": notify_at, "action": "notify"}] if notify_at else []),
             *([{"at": warn_at, "action": "warn"}] if warn_at else []),
             {"at": deny_at, "action": "deny"},
         ],

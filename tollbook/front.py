@@ -38,6 +38,7 @@ log = logging.getLogger("tollbook.front")
 
 COUNTING_TIMEOUT_S = 5.0
 """How long the definition of a budget waits for its spend; until that is known, checks say so."""
+REDEFINE_PAUSE_S = 2.0
 EVENTS_AT_ONCE = 100
 MAX_WAITING_EVENTS = 10_000
 """Budget decisions waiting to be journaled; beyond it they are counted as dropped, never waited for."""
@@ -52,6 +53,7 @@ class Front:
         self.intake = Intake(journal, Limits(**settings.limits.model_dump()))
         self._controls = ControlLog(journal)
         self.desk = ReservationDesk(self._controls.append, keep=self._keep, ready_from=journal.durable)
+        self.desk.open = False
         self.readers = ReaderPool(settings.server.data_dir / "usage.duckdb", _reader_limits(settings))
         self.ledger = LedgerLink(_ledger_config(settings, journal), on_state=self._take)
         self.proxy = Proxy(
@@ -112,7 +114,8 @@ class Front:
     async def running(self) -> AsyncIterator[None]:
         """Run what works beside the receivers; on the way out let the ledger finish its batch."""
         await self.proxy.start()
-        beside = [asyncio.create_task(self._start_readers()), asyncio.create_task(self._keep_events())]
+        work = (self._start_readers(), self._keep_events(), self._open_desk())
+        beside = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
@@ -122,6 +125,26 @@ class Front:
             await self.proxy.close()
             await self.ledger.stop()
             await self.readers.close()
+
+    async def _open_desk(self) -> None:
+        """Answer checks once the budgets are those of the settings."""
+        while not self.desk.caught_up:
+            await self.desk.applied.wait()
+        while not self.desk.open:
+            try:
+                await self._define_settings()
+            except Problem:
+                log.exception("the budgets of the settings cannot be defined; trying again")
+                await asyncio.sleep(REDEFINE_PAUSE_S)
+            else:
+                self.desk.open = True
+
+    async def _define_settings(self) -> None:
+        told = {budget.id: budget for budget in self.settings.budgets}
+        changed = [budget for budget in told.values() if self.budgets.get(budget.id) != budget]
+        for budget_id in self.budgets.of_settings().keys() - told.keys():
+            await self.delete_budget(budget_id)
+        await asyncio.gather(*(self.define_budget(budget) for budget in changed))
 
     async def define_budget(self, budget: Budget) -> None:
         """Define a budget, durably, and wait a moment for the ledger to count the calls it already has."""

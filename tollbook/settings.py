@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from billing.budget import Budget
+
 ENV_PREFIX = "TOLLBOOK_"
 MIB = 1 << 20
 
@@ -209,6 +211,7 @@ class Settings(BaseSettings):
     billing: Billing = Billing()
     proxy: ProxySettings = ProxySettings()
     attribution: Attribution = Attribution()
+    budgets: list[Budget] = Field(default_factory=list, description="the operator's budgets, `[[budgets]]`")
 
     @classmethod
     def settings_customise_sources(  # the library's own signature

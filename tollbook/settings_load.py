@@ -22,8 +22,11 @@ import orjson
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 
+from billing.budget import Budget
 from tollbook.errors import TollbookError
 from tollbook.settings import ENV_PREFIX, Section, Settings, default_data_dir, env_name, fields, sections
+from tollbook.settings_budgets import KEY as BUDGETS
+from tollbook.settings_budgets import read_budgets
 from tollbook.settings_page import allowed_values
 
 OTHER_ENVIRONMENT = {"TOLLBOOK_CONFIG", "TOLLBOOK_URL", "TOLLBOOK_GRPC"}  # read by the command line
@@ -58,20 +61,28 @@ def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None) 
         _Layer("environment", environment, lines=None),
         *([_read_file(path)] if path else []),
     ]
-    problems = [sentence for layer in layers for sentence in layer.problems()]
+    budgets, faults = _budgets(layers[-1])
+    problems = [sentence for layer in layers for sentence in layer.problems()] + faults
     if problems:
         raise SettingsError(*problems)
-    return _merged(layers)
+    return _merged(layers, budgets)
 
 
-def _merged(layers: list[_Layer]) -> Loaded:
+def _budgets(file: _Layer) -> tuple[list[Budget], list[str]]:
+    """The operator's budgets; only a file can hold such."""
+    if file.lines is None or file.tree.pop(BUDGETS, None) is None:
+        return [], []
+    return read_budgets("\n".join(file.lines), file=file.kind)
+
+
+def _merged(layers: list[_Layer], budgets: list[Budget]) -> Loaded:
     merged: Tree = {}
     origins = dict.fromkeys(fields(), "default")
     for layer in reversed(layers):
         for section, values in layer.tree.items():
             merged.setdefault(section, {}).update(values)
             origins.update({f"{section}.{name}": layer.origin(section, name) for name in values})
-    return Loaded(Settings(**merged), origins)
+    return Loaded(Settings(**merged, budgets=budgets), origins)
 
 
 # --- the layers ------------------------------------------------------------------------------------------
@@ -206,7 +217,7 @@ def _unknown(path: tuple[str, ...]) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    choices = list(known)
+    choices = [*known, BUDGETS]
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     last = [key for key in choices if key.rpartition(".")[2] == word]
     return f"; did you mean {(last or near)[0]}?" if last or near else "."

@@ -59,7 +59,7 @@ def reference_page() -> str:
         rows = [_row(section, name, field) for name, field in model.model_fields.items()]
         head = "| setting | default | allowed | meaning |\n|---|---|---|---|"
         parts.append(f"## [{section}]\n{model.__doc__}\n\n{head}\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, _BUDGETS])
 
 
 def _row(section: str, name: str, field: FieldInfo) -> str:
@@ -75,4 +75,32 @@ _PAGE_HEAD = """# Settings
 Flags beat the environment, the environment beats the file, the file beats the defaults. The file is
 `--config FILE`, else `TOLLBOOK_CONFIG`, else `tollbook.toml` in the current folder, else in the data folder.
 `tollbook config` prints every value and where it came from. This page is made from `tollbook/settings.py`.
+"""
+
+_BUDGETS = """## [[budgets]]
+Budgets of the operator, as many tables as wanted (in the file only). A table is a budget as
+`POST /api/v1/budgets` takes it, with an `id` of its own; amounts may be written as numbers, which are read
+as exact decimals. `GET /api/v1/budgets` shows them with `"origin": "settings"`; the API does not change or
+delete them. What is changed or taken out here follows at the next start.
+
+```toml
+[[budgets]]
+id = "core-day"
+scope = { team = "core" }         # team, project, environment, agent, user_id, session_id, account_id,
+                                  # provider, model, access, labels = { ... }; none is everything
+meter = "billed_usd"              # or list_usd, tokens, calls
+limit = 25.50
+period = "day"                    # minute, hour, day, week, month, total, rolling:5h, first_use:5h
+time_zone = "Europe/Berlin"
+thresholds = [{ at = 0.8, action = "warn" }, { at = 1, action = "deny" }]        # also: notify
+on_unpriced = "dearest"           # or deny, allow
+per_call = 2                      # the most that one call may need
+shadow = false                    # true: decide and record, deny nobody
+
+[[budgets]]
+id = "at-most-60-a-minute"
+meter = "calls"
+limit = 60
+period = "minute"
+```
 """
