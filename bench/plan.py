@@ -44,13 +44,13 @@ class Lengths:
 
 FULL = Lengths(
     rounds=3,
-    burst_s=4,
-    sustained_s=20,
-    settle_s=6,
-    visibility_s=20,
-    check_s=5,
+    burst_s=3,
+    sustained_s=12,
+    settle_s=4,
+    visibility_s=15,
+    check_s=3,
     idle_s=10,
-    backlog_requests=1200,
+    backlog_requests=800,
     appends=20_000,
 )
 QUICK = Lengths(
