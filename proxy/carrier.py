@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,14 +17,16 @@ from typing import Any, Final
 from catalog.errors import EndpointError
 from ingest.call_report import journal_call
 from ingest.journal import Journal, JournalError
-from proxy.choice import Chooser
+from proxy.allowance import Allowance
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome, Target
 from proxy.failure import Failure, FailureKind, classify, failure
+from proxy.health import Health
 from proxy.inflight import InFlight, TooManyInFlight
 from proxy.keys import access_by_answer
 from proxy.outgoing import Outgoing, outgoing
+from proxy.plan import PAID, Plan, Planner
 from proxy.refusal import Refused
-from proxy.relay import Client, inflated, relay, relay_refusal, relay_whole
+from proxy.relay import Client, ErrorInStream, inflated, relay, relay_refusal, relay_whole
 from proxy.report import record_of
 from proxy.upstream import Answer, TooSlow, Unreachable, Upstream, UpstreamError
 
@@ -32,6 +35,7 @@ __all__ = ["Carrier", "Counts"]
 log = logging.getLogger("tollbook.proxy")
 
 MAX_ERROR_BYTES: Final = 1 << 20
+RETRY_S: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -39,23 +43,28 @@ class Counts:
     """What the proxy did since the start, for /metrics."""
 
     attempts: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    fallbacks: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    """By whether it led from a plan to what costs money."""
     refused: int = 0
     unrecorded: int = 0
 
 
 class Carrier:
-    """Carries calls. `chooser` gives the chooser of now; it may raise Refused while the house is starting."""
+    """Carries calls. `planner` gives the planner of now; it may raise Refused while the house is starting."""
 
     def __init__(
         self,
-        chooser: Callable[[], Chooser],
+        planner: Callable[[], Planner],
         *,
+        allowance: Allowance,
         journal: Journal,
         upstream: Upstream,
         inflight: InFlight,
         max_answer_bytes: int,
     ) -> None:
-        self._chooser = chooser
+        self._planner = planner
+        self._allowance = allowance
+        self.health = Health()
         self._journal = journal
         self._upstream = upstream
         self._inflight = inflight
@@ -67,29 +76,80 @@ class Carrier:
     async def carry(self, exchange: Exchange, client: Client) -> None:
         """Have one request served, or say why not in the caller's dialect."""
         try:
-            target = self._chooser().choose(exchange)
-            failed = await self._attempt(exchange, Attempt(target), client)
+            failed, attempt = await self._try_targets(exchange, client)
         except Refused as refused:
             self.counts.refused += 1
-            failed = refused.failure
-        if failed is not None:
+            failed, attempt = refused.failure, None
+        if failed is None:
+            return
+        if attempt is not None and attempt.answer is not None and not client.started:
+            await relay_refusal(attempt.answer, attempt.body, client)
+        else:
             await client.fail(failed, exchange.wire_format)
+
+    async def _try_targets(self, exchange: Exchange, client: Client) -> tuple[Failure | None, Attempt | None]:
+        """One target after the other, until one has answered or the route lets none follow.
+
+        The last failure, and the attempt that the caller may be told of in the provider's own words.
+        """
+        plan = self._planner().plan(exchange)
+        failed: Failure | None = None
+        attempt: Attempt | None = None
+        passed: Refused | None = None
+        while target := plan.next(failed):
+            try:
+                attempt, failed = await self._try(exchange, client, target, plan, attempt, failed)
+            except Refused as refused:
+                passed = refused
+                over = refused.failure.kind is FailureKind.BUDGET_EXCEEDED
+                if plan.route is None or (over and not plan.route.degrade):
+                    raise
+                log.info("%s: passed over: %s", target.name, refused)
+                continue
+            if failed is None or client.started:
+                return failed, None
+        if failed is None and passed is not None:
+            raise passed
+        return failed, attempt
+
+    async def _try(
+        self,
+        exchange: Exchange,
+        client: Client,
+        target: Target,
+        plan: Plan,
+        previous: Attempt | None,
+        failed: Failure | None,
+    ) -> tuple[Attempt, Failure | None]:
+        held = await self._allowance.reserve(exchange, target)
+        attempt = Attempt(target, number=len(plan.tried), reservation_id=held)
+        if previous is not None and failed is not None:
+            self._note_fallback(attempt, previous, failed)
+        failed = await self._attempt(exchange, attempt, client)
+        if failed is not None:
+            self.health.failed(target, failed)
+        return attempt, failed
+
+    def _note_fallback(self, attempt: Attempt, previous: Attempt, failed: Failure) -> None:
+        """Make visible what serves in the place of what."""
+        attempt.fallback_from = f"{previous.target.name}: {failed.kind}"
+        paid = previous.target.access == "subscription" and attempt.target.access in PAID
+        self.counts.fallbacks[paid] += 1
+        level = logging.WARNING if paid else logging.INFO
+        log.log(level, "%s serves in the place of %s", attempt.target.name, attempt.fallback_from)
 
     async def _attempt(self, exchange: Exchange, attempt: Attempt, client: Client) -> Failure | None:
         """One try at one target: None if the caller has been answered."""
-        target = attempt.target
-        sent = self._prepared(exchange, target)
-        client.extra = _ours(attempt)
+        sent = self._prepared(exchange, attempt)
+        client.extra = _ours(exchange, attempt)
         try:
             attempt.slot = self._inflight.put(self._record(exchange, attempt))
         except TooManyInFlight:
-            raise Refused(
-                FailureKind.OVERLOADED, "too many calls are on their way; ask again", retry_after_s=1
-            ) from None
+            self._release(attempt)
+            sentence = "too many calls are on their way; ask again"
+            raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=1) from None
         try:
-            answer = await self._upstream.send(
-                "POST", sent.url, sent.headers, sent.body, local=target.is_local
-            )
+            answer = await self._send(sent, attempt.target)
         except UpstreamError as error:
             return await self._no_answer(exchange, attempt, error)
         except asyncio.CancelledError:
@@ -100,11 +160,19 @@ class Carrier:
         finally:
             answer.close()
 
+    async def _send(self, sent: Outgoing, target: Target) -> Answer:
+        """Send the request; once more where the provider has certainly seen nothing of it."""
+        try:
+            return await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=target.is_local)
+        except Unreachable:
+            await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311  # to spread, not to guard
+            return await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=target.is_local)
+
     async def _answered(
         self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, client: Client
     ) -> Failure | None:
         attempt.status, attempt.headers = answer.status, answer.headers
-        book = self._chooser().catalogue.book
+        book = self._planner().chooser.catalogue.book
         attempt.access = access_by_answer(book, attempt.target.provider, answer.headers) or attempt.access
 
         async def seal() -> None:
@@ -112,23 +180,24 @@ class Carrier:
 
         try:
             if answer.status >= 400:
-                return await self._refused(exchange, attempt, sent, answer, client)
+                return await self._refused(exchange, attempt, sent, answer)
             if answer.streams:
                 await relay(attempt, sent, answer, client, seal)
             else:
                 limit = self._max_answer_bytes
                 await relay_whole(exchange, attempt, sent, answer, client, seal, limit_bytes=limit)
+        except ErrorInStream as error:
+            return await self._failed_within(exchange, attempt, error.body)
         except UpstreamError as error:
             return await self._no_answer(exchange, attempt, error)
         except asyncio.CancelledError:
             self._left(exchange, attempt)
             raise
+        self.health.answered(attempt.target)
         return None
 
-    async def _refused(
-        self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, client: Client
-    ) -> Failure | None:
-        """The provider said no: its own words for the caller's own key in the same dialect, else ours."""
+    async def _refused(self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer) -> Failure:
+        """The provider said no. Its own words are kept for the caller's own key in the same dialect."""
         body = await answer.whole(MAX_ERROR_BYTES)
         plain = inflated(body, answer) or b""
         provider, now = attempt.target.provider, datetime.now(UTC)
@@ -136,8 +205,15 @@ class Carrier:
         await self._seal(exchange, attempt, Outcome.REFUSED)
         own = attempt.target.credential_kind is not CredentialKind.VAULT
         if own and sent.spoken is exchange.wire_format:
-            await relay_refusal(answer, body, client)
-            return None
+            attempt.answer, attempt.body = answer, body
+        return attempt.failure
+
+    async def _failed_within(self, exchange: Exchange, attempt: Attempt, body: bytes) -> Failure:
+        """A stream that is nothing but an error: as good as refused, though its status was not."""
+        provider, now = attempt.target.provider, datetime.now(UTC)
+        attempt.failure = classify(provider, 200, attempt.headers, body, now=now)
+        attempt.status = attempt.failure.status
+        await self._seal(exchange, attempt, Outcome.REFUSED)
         return attempt.failure
 
     async def _no_answer(self, exchange: Exchange, attempt: Attempt, error: UpstreamError) -> Failure:
@@ -148,18 +224,26 @@ class Carrier:
         kind = FailureKind.TIMEOUT if outcome is Outcome.TIMED_OUT else FailureKind.NETWORK
         attempt.failure = failure(kind, str(error))
         await self._seal(exchange, attempt, outcome)
+        if outcome is Outcome.UNREACHABLE:
+            self._release(attempt)
         return attempt.failure
 
-    def _prepared(self, exchange: Exchange, target: Target) -> Outgoing:
+    def _prepared(self, exchange: Exchange, attempt: Attempt) -> Outgoing:
         try:
-            return outgoing(exchange, target)
+            return outgoing(exchange, attempt.target)
         except EndpointError as error:
+            self._release(attempt)
             raise Refused(FailureKind.INVALID_REQUEST, str(error)) from None
+
+    def _release(self, attempt: Attempt) -> None:
+        """Nothing reached the provider: what was held for it is free."""
+        if attempt.reservation_id is not None:
+            self._later(self._allowance.release(attempt.reservation_id))
 
     # --- the record ---
 
     def _record(self, exchange: Exchange, attempt: Attempt) -> bytes:
-        provider = self._chooser().catalogue.book.providers.get(attempt.target.provider)
+        provider = self._planner().chooser.catalogue.book.providers.get(attempt.target.provider)
         return record_of(exchange, attempt, provider)
 
     async def _seal(self, exchange: Exchange, attempt: Attempt, outcome: Outcome) -> None:
@@ -202,13 +286,14 @@ class Carrier:
         self._inflight.close()
 
 
-def _ours(attempt: Attempt) -> list[tuple[bytes, bytes]]:
+def _ours(exchange: Exchange, attempt: Attempt) -> list[tuple[bytes, bytes]]:
     target = attempt.target
     told = {
         "tollbook-provider": target.provider,
         "tollbook-model": target.model,
         "tollbook-access": target.access,
         "tollbook-plan": target.plan,
+        "tollbook-route": exchange.route,
         "tollbook-fallback-from": attempt.fallback_from,
     }
     return [(name.encode(), value.encode("ascii", "replace")) for name, value in told.items() if value]

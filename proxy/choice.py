@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from catalog.endpoints import Endpoint
 from catalog.provider_facts import Provider
 from proxy.catalogue import HOMES, Catalogue
+from proxy.doors import DoorSettings
 from proxy.exchange import CredentialKind, Exchange, Target
 from proxy.failure import FailureKind
 from proxy.keys import KeyKind, access_by_headers, kinds_of, misplaced
 from proxy.refusal import Refused
 from proxy.secret import Secret
-from proxy.settings import DoorSettings
 from proxy.vault import Entry, Vault, VaultError
 from proxy.wire import WireFormat
 

@@ -13,6 +13,7 @@ from ingest.call_report import new_span_id, new_trace_id
 from proxy.caller import Caller, Headers
 from proxy.failure import Failure
 from proxy.secret import Secret
+from proxy.upstream import Answer
 from proxy.usage import Told
 from proxy.wire import Operation, Said, WireFormat
 
@@ -118,6 +119,8 @@ class Attempt:
     told: Told | None = None
     failure: Failure | None = None
     outcome: Outcome = Outcome.INTERRUPTED
+    answer: Answer | None = None
+    body: bytes = b""
 
     def __post_init__(self) -> None:
         self.access = self.target.access

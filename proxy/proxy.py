@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from ingest.journal import Journal, JournalError
+from proxy.allowance import Allowance
 from proxy.app import ProxyHttp
 from proxy.carrier import Carrier
 from proxy.catalogue import Catalogue
 from proxy.choice import Chooser
+from proxy.doors import DoorSettings
 from proxy.failure import FailureKind
 from proxy.inflight import InFlight
+from proxy.plan import Planner
 from proxy.refusal import Refused
-from proxy.settings import DoorSettings, read_doors
+from proxy.route_files import RouteFiles
+from proxy.routes import Route
 from proxy.upstream import Timeouts, Upstream
 from proxy.vault import Vault
 
@@ -39,15 +44,22 @@ class Proxy:
     """Live calls over the doors of one house. `quotes` is the catalogue, None while the house starts."""
 
     def __init__(
-        self, data_dir: Path, *, journal: Journal, quotes: Callable[[], Quotes | None], limits: Limits
+        self,
+        data_dir: Path,
+        *,
+        journal: Journal,
+        desk: ReservationDesk,
+        quotes: Callable[[], Quotes | None],
+        limits: Limits,
     ) -> None:
         self._quotes = quotes
-        self._known: Chooser | None = None
+        self._known: Planner | None = None
         self.vault = Vault(data_dir / "keys")
-        self._doors: DoorSettings = read_doors(data_dir / "routes.toml")
+        self.routes = RouteFiles(data_dir)
         self._inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
         self.carrier = Carrier(
-            self._chooser,
+            self.planner,
+            allowance=Allowance(desk),
             journal=journal,
             upstream=Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls),
             inflight=self._inflight,
@@ -55,14 +67,27 @@ class Proxy:
         )
         self.http = ProxyHttp(self.carrier, max_body_bytes=limits.max_request_bytes)
 
-    def _chooser(self) -> Chooser:
+    def planner(self) -> Planner:
+        """The planner by the catalogue and the routes of now. Raises Refused while the house starts."""
         quotes = self._quotes()
         if quotes is None:
             sentence = "tollbook is starting; ask again in a moment"
             raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=1)
-        if self._known is None or self._known.catalogue.quotes is not quotes:
-            self._known = Chooser(Catalogue(quotes), self.vault, self._doors)
+        if self._known is None or self._known.chooser.catalogue.quotes is not quotes:
+            chooser = Chooser(Catalogue(quotes), self.vault, DoorSettings(self.routes.doors))
+            self._known = Planner(chooser, self.routes.table, self.carrier.health)
         return self._known
+
+    def put_route(self, route: Route) -> None:
+        """Define a route, durably. Raises RoutesFileError."""
+        self.routes.put(route)
+        self._known = None
+
+    def delete_route(self, name: str) -> bool:
+        """Forget a route that the API defined; whether there was one."""
+        gone = self.routes.delete(name)
+        self._known = None
+        return gone
 
     async def start(self) -> None:
         """Record what a process before this one had on its way when it was killed."""
@@ -82,6 +107,10 @@ class Proxy:
             **{
                 f"proxy_attempts_total{{outcome={outcome}}}": number
                 for outcome, number in counts.attempts.items()
+            },
+            **{
+                f"proxy_fallbacks_total{{to_paid={str(paid).lower()}}}": number
+                for paid, number in counts.fallbacks.items()
             },
             "proxy_refused_total": counts.refused,
             "proxy_unrecorded_total": counts.unrecorded,

@@ -22,7 +22,7 @@ from proxy.upstream import Answer, TooSlow
 from proxy.usage import UsageTap
 from proxy.wire import WireFormat
 
-__all__ = ["Client", "inflated", "relay", "relay_refusal", "relay_whole"]
+__all__ = ["Client", "ErrorInStream", "inflated", "relay", "relay_refusal", "relay_whole"]
 
 Seal = Callable[[], Awaitable[None]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -43,6 +43,14 @@ _NOT_RELAYED: Final = frozenset(
 )
 _NO_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+
+
+class ErrorInStream(Exception):
+    """A stream that began well with its status and told of nothing but an error; nothing was relayed."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("an error at the beginning of a stream")
+        self.body = body
 
 
 class Client:
@@ -155,13 +163,16 @@ async def _stream(
     """Everything up to the last event, which is returned."""
     chunk = await answer.next()
     attempt.first_byte_s = time.perf_counter()
+    tap.feed(chunk)
+    if tap.ended and (begun := tap.told()).error_body is not None:
+        raise ErrorInStream(begun.error_body)
     await client.start(answer.status, _head(answer))
     while chunk:
-        tap.feed(chunk)
         if tap.ended:
             return changed.feed(chunk) + await _tail(tap, answer, changed)
         await client.write(changed.feed(chunk))
         chunk = await answer.next()
+        tap.feed(chunk)
     return b""
 
 

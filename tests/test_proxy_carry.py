@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,6 +26,41 @@ from tests.telemetry import attribute, export, new_call, span_of
 
 TEXT = "".join(WORDS)
 OPENAI_KEY, ANTHROPIC_KEY, VAULT_KEY = "sk-proj-mine", "sk-ant-api03-mine", "sk-kimi-ours"
+ROUTES = """
+[[route]]
+name = "plan-first"
+models = ["code", "code-*"]
+[[route.target]]
+provider = "kimi-for-coding"
+model = "kimi-k2"
+[[route.target]]
+provider = "anthropic"
+model = "claude-opus-4-5"
+credential = "caller"
+may_cost = true
+
+[[route]]
+name = "plan-only"
+models = ["free"]
+[[route.target]]
+provider = "kimi-for-coding"
+model = "kimi-k2"
+[[route.target]]
+provider = "anthropic"
+model = "claude-opus-4-5"
+
+[[route]]
+name = "large"
+models = ["sized"]
+degrade = true
+[[route.target]]
+provider = "openai"
+model = "gpt-5"
+when = { max_input_tokens = 100 }
+[[route.target]]
+provider = "openai"
+model = "gpt-4.1"
+"""
 DOORS = ("openai", "anthropic", "google", "kimi-for-coding", "groq")
 
 
@@ -44,6 +80,16 @@ class Place:
         found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         connection.close()
         return found
+
+    def metrics(self) -> bytes:
+        with urllib.request.urlopen(f"{self.house.http}/metrics") as answer:
+            return bytes(answer.read())
+
+    def budget(self, budget_id: str) -> tuple[Decimal, Decimal]:
+        """What is spent and what is held."""
+        told = self.house.get(f"/api/v1/budgets/{budget_id}")
+        standing = told.get("standing", told)
+        return Decimal(standing["spent"]), Decimal(standing["reserved"])
 
     @property
     def last(self) -> Arrived:
@@ -85,7 +131,7 @@ def write_doors(data_dir: Path, url: str) -> None:
     """Every provider of the tests has its doors on loopback."""
     door = '[[door]]\nprovider = "{}"\nbase_url = "{}/{}"\nlocal = true\n'
     text = "\n".join(door.format(provider, url, provider) for provider in DOORS)
-    (data_dir / "routes.toml").write_text(text)
+    (data_dir / "routes.toml").write_text(text + ROUTES)
 
 
 def keep_key(data_dir: Path, provider: str, key: str) -> None:
@@ -265,6 +311,51 @@ def test_a_key_of_another_provider_is_never_shown(place: Place) -> None:
 def test_what_is_ambiguous_is_refused_with_the_ways_to_settle_it(place: Place) -> None:
     with pytest.raises(openai.BadRequestError, match=r"/glm-4\.6`"):
         place.openai(key="tollbook").chat.completions.create(model="glm-4.6", **said())
+
+
+def test_a_route_falls_to_what_costs_only_where_it_says_so(place: Place) -> None:
+    """The plan is used up: the next target serves, visibly; without `may_cost` the refusal is passed on."""
+    asked = said("status 429 unless metered", model="code", max_tokens=9)
+    status, headers, _ = place.post("/v1/messages", asked, x_api_key=ANTHROPIC_KEY)
+    assert (status, headers["tollbook-route"], headers["tollbook-access"]) == (200, "plan-first", "payg")
+    assert headers["tollbook-fallback-from"].startswith("kimi-for-coding/kimi-k2 (subscription, default)")
+    assert [each.path for each in place.models.arrived[-2:]] == [
+        "/kimi-for-coding/messages",
+        "/anthropic/messages",
+    ]
+    before = len(place.models.arrived)
+    refused = place.post("/v1/messages", {**asked, "model": "free"}, x_api_key=ANTHROPIC_KEY)
+    assert refused[0] == 429 and json.loads(refused[2])["error"]["type"] == "rate_limit_error"
+    assert len(place.models.arrived) == before + 1
+    served = place.calls("model = 'anthropic/claude-opus-4-5'")[-1]
+    tried = place.calls("provider = 'kimi-for-coding' AND http_status = 429")
+    assert (served["cost_status"], tried[-1]["billed_cost_usd"]) == ("priced", "0.000000000000")
+    assert b'proxy_fallbacks_total{to_paid="true"} 1' in place.metrics()
+
+
+def test_conditions_choose_the_target(place: Place) -> None:
+    for text, model in (("say hello", "gpt-5"), ("x" * 1000, "gpt-4.1")):
+        body = said(text, model="sized")
+        assert place.post("/v1/chat/completions", body, authorization=f"Bearer {OPENAI_KEY}")[0] == 200
+        assert place.last.json()["model"] == model
+
+
+def test_budgets_hold_before_and_settle_after(place: Place) -> None:
+    budget = {"id": "shoe", "scope": {"team": "shoestring"}, "limit": "0.001", "period": "day"}
+    place.house.post("/api/v1/budgets", budget)
+    asked = said(model="gpt-5", max_tokens=50)
+    told = {"authorization": f"Bearer {OPENAI_KEY}", "x_tollbook_team": "shoestring"}
+    assert place.post("/v1/chat/completions", asked, **told)[0] == 200
+    before = len(place.models.arrived)
+    dear = {**asked, "max_tokens": 90}
+    status, headers, answer = place.post("/v1/chat/completions", dear, **told)
+    error = json.loads(answer)["error"]
+    assert (status, error["code"], headers["x-should-retry"]) == (429, "budget_exceeded", "false")
+    assert int(headers["retry-after"]) > 0 and "shoe" in error["message"]
+    assert len(place.models.arrived) == before
+    [call] = place.calls("team = 'shoestring'")
+    spent = Decimal(call["billed_cost_usd"])
+    _until(lambda: place.budget("shoe") == (spent, 0))
 
 
 def test_refusals_keep_status_and_words_and_are_recorded(place: Place) -> None:

@@ -59,6 +59,7 @@ class Front:
         self.proxy = Proxy(
             settings.server.data_dir,
             journal=journal,
+            desk=self.desk,
             quotes=lambda: self.quotes,
             limits=_proxy_limits(settings),
         )

@@ -37,6 +37,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "budget_reservations_total": ("counter", "reservations promised"),
     "budget_reservations_open": ("gauge", "reservations that hold now"),
     "proxy_attempts_total": ("counter", "calls sent to providers, by how they ended"),
+    "proxy_fallbacks_total": ("counter", "calls served in the place of another target, by whether it costs"),
     "proxy_refused_total": ("counter", "calls refused before anything was sent"),
     "proxy_unrecorded_total": (
         "counter",

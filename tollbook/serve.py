@@ -23,7 +23,7 @@ from ingest.grpc_receiver import start_grpc
 from ingest.http_receiver import OtlpHttp, is_otlp_path
 from ingest.journal import Journal, JournalError
 from proxy.app import is_proxy_path
-from proxy.settings import RoutesFileError
+from proxy.route_files import RoutesFileError
 from tollbook.api import create_app
 from tollbook.api_reservations import BudgetCheck, is_budget_path
 from tollbook.budget_protocol import budget_protocol

@@ -10,8 +10,6 @@ Read from the routes file, strictly: an unknown key or an unsafe URL is refused 
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
@@ -19,14 +17,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from proxy.url_safety import checked_url
 
-__all__ = ["Door", "DoorSettings", "RoutesFileError", "Strict", "read_doors"]
+__all__ = ["Door", "DoorSettings", "Name", "Strict"]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -70,34 +67,3 @@ class DoorSettings:
             if door.provider == provider and door.access in (None, access):
                 return door
         return None
-
-
-class RoutesFileError(Exception):
-    """The routes file cannot be used; one sentence for each place, without what stands there."""
-
-
-class RoutesFile(Strict):
-    """routes.toml."""
-
-    door: list[Door] = Field(default_factory=list, max_length=512)
-
-
-def read_doors(path: Path) -> DoorSettings:
-    """The doors of a routes file; none where there is no file. Raises RoutesFileError."""
-    return DoorSettings(tuple(read_routes_file(path).door))
-
-
-def read_routes_file(path: Path) -> RoutesFile:
-    """The routes file; empty where there is none. Raises RoutesFileError."""
-    try:
-        return RoutesFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return RoutesFile()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RoutesFileError(f"{path}: cannot be read ({type(error).__name__})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RoutesFileError(f"{path}: is not TOML: {error}") from None
-    except ValidationError as error:
-        told = error.errors(include_url=False, include_context=False, include_input=False)
-        places = (f"{path}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in told)
-        raise RoutesFileError("\n".join(places)) from None

@@ -1,0 +1,79 @@
+"""Which targets are better left alone for a while, by what they answered lately.
+
+A target that asks for patience gets it (`Retry-After`, else a moment); one that fails time after time is
+tried again only now and then. Kept in memory: a restart forgives. It only orders the targets of a route:
+where there is no other, the provider itself decides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.exchange import Target
+from proxy.failure import Failure, FailureKind
+
+__all__ = ["Health"]
+
+DEFAULT_WAIT_S: Final = {
+    FailureKind.RATE_LIMIT: 15.0,
+    FailureKind.OVERLOADED: 15.0,
+    FailureKind.PLAN_LIMIT: 600.0,
+    FailureKind.BILLING: 600.0,
+    FailureKind.AUTH: 60.0,
+}
+MAX_WAIT_S: Final = 6 * 3600.0
+FAILURES_TO_OPEN: Final = 5
+OPEN_S: Final = 30.0
+MAX_TARGETS: Final = 4096
+_FAULTS: Final = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.NETWORK})
+
+Key = tuple[str, str, str | None, str]
+
+
+@dataclass(slots=True)
+class _State:
+    until_s: float = 0.0
+    why: str = ""
+    faults: int = 0
+
+
+class Health:
+    """What is known of targets, by provider, access, account and model."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[Key, _State] = OrderedDict()
+
+    def resting(self, target: Target) -> str | None:
+        """Why a target is better left alone now; None if it is not."""
+        state = self._states.get(_key(target))
+        left = state.until_s - time.monotonic() if state is not None else 0.0
+        return f"{state.why}, for {left:.0f} s more" if state is not None and left > 0 else None
+
+    def answered(self, target: Target) -> None:
+        """It served a call."""
+        self._states.pop(_key(target), None)
+
+    def failed(self, target: Target, failure: Failure) -> None:
+        """It did not."""
+        state = self._states.setdefault(_key(target), _State())
+        self._states.move_to_end(_key(target))
+        if len(self._states) > MAX_TARGETS:
+            self._states.popitem(last=False)
+        if failure.kind in DEFAULT_WAIT_S:
+            wait = failure.retry_after_s or DEFAULT_WAIT_S[failure.kind]
+            self._rest(state, wait, failure)
+        elif failure.kind in _FAULTS:
+            state.faults += 1
+            if state.faults >= FAILURES_TO_OPEN:
+                self._rest(state, OPEN_S, failure)
+
+    def _rest(self, state: _State, wait_s: float, failure: Failure) -> None:
+        state.until_s = time.monotonic() + min(wait_s, MAX_WAIT_S)
+        state.why = failure.kind.replace("_", " ")
+
+
+def _key(target: Target) -> Key:
+    return target.provider, target.access, target.account, target.model
