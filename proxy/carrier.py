@@ -26,8 +26,9 @@ from proxy.keys import access_by_answer
 from proxy.outgoing import Outgoing, outgoing
 from proxy.plan import PAID, Plan, Planner
 from proxy.refusal import Refused
-from proxy.relay import Client, ErrorInStream, inflated, relay, relay_refusal, relay_whole
+from proxy.relay import Client, ErrorAnswer, Passage, inflated, relay_refusal
 from proxy.report import record_of
+from proxy.translate import CannotCarry
 from proxy.upstream import Answer, TooSlow, Unreachable, Upstream, UpstreamError
 
 __all__ = ["Carrier", "Counts"]
@@ -141,7 +142,7 @@ class Carrier:
     async def _attempt(self, exchange: Exchange, attempt: Attempt, client: Client) -> Failure | None:
         """One try at one target: None if the caller has been answered."""
         sent = self._prepared(exchange, attempt)
-        client.extra = _ours(exchange, attempt)
+        client.extra = _ours(exchange, attempt, sent)
         try:
             attempt.slot = self._inflight.put(self._record(exchange, attempt))
         except TooManyInFlight:
@@ -181,13 +182,10 @@ class Carrier:
         try:
             if answer.status >= 400:
                 return await self._refused(exchange, attempt, sent, answer)
-            if answer.streams:
-                await relay(attempt, sent, answer, client, seal)
-            else:
-                limit = self._max_answer_bytes
-                await relay_whole(exchange, attempt, sent, answer, client, seal, limit_bytes=limit)
-        except ErrorInStream as error:
-            return await self._failed_within(exchange, attempt, error.body)
+            passage = Passage(exchange, attempt, sent=sent, answer=answer, client=client, seal=seal)
+            await (passage.stream() if answer.streams else passage.whole(self._max_answer_bytes))
+        except ErrorAnswer as error:
+            return await self._failed_within(exchange, attempt, sent, answer, error)
         except UpstreamError as error:
             return await self._no_answer(exchange, attempt, error)
         except asyncio.CancelledError:
@@ -197,23 +195,24 @@ class Carrier:
         return None
 
     async def _refused(self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer) -> Failure:
-        """The provider said no. Its own words are kept for the caller's own key in the same dialect."""
+        """The provider said no."""
         body = await answer.whole(MAX_ERROR_BYTES)
         plain = inflated(body, answer) or b""
         provider, now = attempt.target.provider, datetime.now(UTC)
         attempt.failure = classify(provider, answer.status, answer.headers, plain, now=now)
         await self._seal(exchange, attempt, Outcome.REFUSED)
-        own = attempt.target.credential_kind is not CredentialKind.VAULT
-        if own and sent.spoken is exchange.wire_format:
-            attempt.answer, attempt.body = answer, body
+        _keep_words(exchange, attempt, sent, answer, body)
         return attempt.failure
 
-    async def _failed_within(self, exchange: Exchange, attempt: Attempt, body: bytes) -> Failure:
-        """A stream that is nothing but an error: as good as refused, though its status was not."""
+    async def _failed_within(
+        self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, error: ErrorAnswer
+    ) -> Failure:
+        """Nothing but an error: as good as refused, though the status was not."""
         provider, now = attempt.target.provider, datetime.now(UTC)
-        attempt.failure = classify(provider, 200, attempt.headers, body, now=now)
+        attempt.failure = classify(provider, 200, answer.headers, error.body, now=now)
         attempt.status = attempt.failure.status
         await self._seal(exchange, attempt, Outcome.REFUSED)
+        _keep_words(exchange, attempt, sent, answer, error.raw)
         return attempt.failure
 
     async def _no_answer(self, exchange: Exchange, attempt: Attempt, error: UpstreamError) -> Failure:
@@ -231,7 +230,7 @@ class Carrier:
     def _prepared(self, exchange: Exchange, attempt: Attempt) -> Outgoing:
         try:
             return outgoing(exchange, attempt.target)
-        except EndpointError as error:
+        except (CannotCarry, EndpointError) as error:
             self._release(attempt)
             raise Refused(FailureKind.INVALID_REQUEST, str(error)) from None
 
@@ -286,7 +285,14 @@ class Carrier:
         self._inflight.close()
 
 
-def _ours(exchange: Exchange, attempt: Attempt) -> list[tuple[bytes, bytes]]:
+def _keep_words(exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, body: bytes) -> None:
+    """A provider's own words are for who showed a key of his own and speaks its dialect."""
+    own = attempt.target.credential_kind is not CredentialKind.VAULT
+    if own and sent.spoken is exchange.wire_format:
+        attempt.answer, attempt.body = answer, body
+
+
+def _ours(exchange: Exchange, attempt: Attempt, sent: Outgoing) -> list[tuple[bytes, bytes]]:
     target = attempt.target
     told = {
         "tollbook-provider": target.provider,
@@ -295,5 +301,6 @@ def _ours(exchange: Exchange, attempt: Attempt) -> list[tuple[bytes, bytes]]:
         "tollbook-plan": target.plan,
         "tollbook-route": exchange.route,
         "tollbook-fallback-from": attempt.fallback_from,
+        "tollbook-left-out": ", ".join(sent.left_out),
     }
     return [(name.encode(), value.encode("ascii", "replace")) for name, value in told.items() if value]

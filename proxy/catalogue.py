@@ -7,7 +7,7 @@ from catalog.provider_book import Book, fold_name
 from catalog.provider_facts import Provider
 from catalog.quote import Quotes
 from catalog.resolve import Evidence, Resolution
-from proxy.wire import WireFormat
+from proxy.wire import Operation, WireFormat
 
 __all__ = ["HOMES", "Catalogue"]
 
@@ -64,10 +64,20 @@ class Catalogue:
         """Who serves a bare model name."""
         return self.quotes.resolve(Evidence(request_model=model))
 
-    def doors(self, provider: str, wire_format: WireFormat, access: str | None = None) -> list[Endpoint]:
-        """A provider's doors that speak the caller's dialect, the preferred one first."""
-        return [
+    def doors(self, provider: str, operation: Operation, access: str | None = None) -> list[Endpoint]:
+        """A provider's doors that the proxy can speak through, those of the caller's own dialect first."""
+        spoken = [
             endpoint
             for endpoint in self.endpoints.find(provider)
-            if SPOKEN.get(endpoint.format) is wire_format and access in (None, endpoint.access)
+            if access in (None, endpoint.access) and _may_reach(endpoint, operation)
         ]
+        return sorted(spoken, key=lambda door: SPOKEN[door.format] is not operation.wire_format)
+
+
+def _may_reach(endpoint: Endpoint, operation: Operation) -> bool:
+    """A conversation can be translated; embeddings and counts of tokens are what they are."""
+    spoken = SPOKEN.get(endpoint.format)
+    if spoken is None or spoken is operation.wire_format:
+        return spoken is not None
+    embeddings = WireFormat.OPENAI_EMBEDDINGS
+    return not operation.counts_tokens and embeddings not in (spoken, operation.wire_format)

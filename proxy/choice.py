@@ -94,7 +94,7 @@ class Chooser:
         credential: CredentialKind | None = None,
     ) -> Target:
         """The door of a provider, with the key that opens it. Raises Refused."""
-        doors = self.catalogue.doors(provider.id, exchange.wire_format, access)
+        doors = self.catalogue.doors(provider.id, exchange.operation, access)
         if not doors:
             raise _no_door(provider, exchange, access)
         if doors[0].auth in ("aws-sigv4", "google-oauth"):

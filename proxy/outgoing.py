@@ -16,6 +16,8 @@ from proxy.caller import OWN_PREFIX, Headers, without_key
 from proxy.catalogue import SPOKEN
 from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import CredentialKind, Exchange, Target
+from proxy.json_values import dumps
+from proxy.translate import translated
 from proxy.wire import WireFormat
 
 __all__ = ["Outgoing", "outgoing"]
@@ -48,7 +50,7 @@ _NO_STREAM_USAGE: Final = frozenset({"mistral"})
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """What is sent. `spoken` is the target's dialect; `adds_usage`: the usage event was not asked for by the
-    caller and must not reach it.
+    caller and must not reach it. `left_out` are hints that the target's dialect has no word for.
     """
 
     url: str
@@ -56,13 +58,14 @@ class Outgoing:
     body: bytes
     spoken: WireFormat
     adds_usage: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 def outgoing(exchange: Exchange, target: Target) -> Outgoing:
-    """The request for one target. Raises EndpointError."""
+    """The request for one target. Raises CannotCarry and EndpointError."""
     spoken = SPOKEN[target.endpoint.format]
     same = spoken is exchange.wire_format
-    body, request = _body(exchange, target, spoken)
+    body, request, left_out = _body(exchange, target, spoken)
     asks = spoken is WireFormat.OPENAI_CHAT and exchange.said.streaming and _may_ask(target, request)
     if asks:
         body = with_stream_usage(body, request)
@@ -72,14 +75,25 @@ def outgoing(exchange: Exchange, target: Target) -> Outgoing:
         body=body,
         spoken=spoken,
         adds_usage=asks and same,
+        left_out=left_out,
     )
 
 
-def _body(exchange: Exchange, target: Target, spoken: WireFormat) -> tuple[bytes, dict[str, Any]]:
+def _body(
+    exchange: Exchange, target: Target, spoken: WireFormat
+) -> tuple[bytes, dict[str, Any], tuple[str, ...]]:
     request = exchange.request
+    if spoken is not exchange.wire_format:
+        told = translated(
+            *(request, exchange.wire_format, spoken),
+            model=target.model,
+            streaming=exchange.said.streaming,
+        )
+        return dumps(told.body), told.body, told.left_out
     if spoken is WireFormat.GOOGLE_GENERATE or request.get("model") == target.model:
-        return exchange.body, request
-    return with_model(exchange.body, request, target.model), {**request, "model": target.model}
+        return exchange.body, request, ()
+    renamed = {**request, "model": target.model}
+    return with_model(exchange.body, request, target.model), renamed, ()
 
 
 def _may_ask(target: Target, request: dict[str, Any]) -> bool:

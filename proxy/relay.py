@@ -11,18 +11,21 @@ import re
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import orjson
 
 from proxy.exchange import Attempt, Exchange
 from proxy.failure import Failure, render, render_event
+from proxy.json_values import dumps, loads
 from proxy.outgoing import Outgoing
-from proxy.upstream import Answer, TooSlow
+from proxy.translate import AnswerTranslator, answer_translator
+from proxy.upstream import Answer, Broken, UpstreamError
 from proxy.usage import UsageTap
 from proxy.wire import WireFormat
 
-__all__ = ["Client", "ErrorInStream", "inflated", "relay", "relay_refusal", "relay_whole"]
+__all__ = ["Client", "ErrorAnswer", "Passage", "inflated", "relay_refusal"]
 
 Seal = Callable[[], Awaitable[None]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -45,12 +48,12 @@ _NO_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
-class ErrorInStream(Exception):
-    """A stream that began well with its status and told of nothing but an error; nothing was relayed."""
+class ErrorAnswer(Exception):
+    """An answer of good status that is nothing but an error: its JSON, and all that came."""
 
-    def __init__(self, body: bytes) -> None:
-        super().__init__("an error at the beginning of a stream")
-        self.body = body
+    def __init__(self, body: bytes, raw: bytes) -> None:
+        super().__init__("an error in the place of an answer")
+        self.body, self.raw = body, raw
 
 
 class Client:
@@ -89,7 +92,7 @@ class Client:
         await self.end(body)
 
 
-class _Plain(Protocol):
+class _Change(Protocol):
     def feed(self, chunk: bytes) -> bytes: ...
     def finish(self) -> bytes: ...
 
@@ -141,85 +144,105 @@ def _tells_usage_only(event: bytes) -> bool:
     return isinstance(told, dict) and told.get("choices") == [] and isinstance(told.get("usage"), dict)
 
 
-async def relay(attempt: Attempt, sent: Outgoing, answer: Answer, client: Client, seal: Seal) -> None:
-    """Relay a stream. Raises UpstreamError when it breaks; `attempt.told` is kept true throughout."""
-    tap = UsageTap(sent.spoken)
-    changed = _changed(sent)
-    try:
-        held = await _stream(tap, attempt, answer, client, changed)
-    finally:
-        attempt.told = tap.told()
-    await seal()
-    await client.end(held + changed.finish())
+class Passage:
+    """One answer's way from a provider to the caller. `attempt.told` is kept true throughout.
 
+    Both ways raise UpstreamError when the answer breaks, and ErrorAnswer when it is nothing but an error.
+    """
 
-async def _stream(
-    tap: UsageTap,
-    attempt: Attempt,
-    answer: Answer,
-    client: Client,
-    changed: _Plain,
-) -> bytes:
-    """Everything up to the last event, which is returned."""
-    chunk = await answer.next()
-    attempt.first_byte_s = time.perf_counter()
-    tap.feed(chunk)
-    if tap.ended and (begun := tap.told()).error_body is not None:
-        raise ErrorInStream(begun.error_body)
-    await client.start(answer.status, _head(answer))
-    while chunk:
-        if tap.ended:
-            return changed.feed(chunk) + await _tail(tap, answer, changed)
-        await client.write(changed.feed(chunk))
+    def __init__(
+        self,
+        exchange: Exchange,
+        attempt: Attempt,
+        *,
+        sent: Outgoing,
+        answer: Answer,
+        client: Client,
+        seal: Seal,
+    ) -> None:
+        self._attempt, self._answer, self._client, self._seal = attempt, answer, client, seal
+        self._streaming = exchange.said.streaming
+        self._counts_tokens = exchange.operation.counts_tokens
+        self._tap = UsageTap(sent.spoken)
+        self._translator: AnswerTranslator | None = None
+        if sent.spoken is not exchange.wire_format:
+            self._translator = answer_translator(exchange.wire_format, sent.spoken, exchange.request)
+        untouched = _WithoutUsageEvent() if sent.adds_usage else _Untouched()
+        self._changed: _Change = self._translator or untouched
+
+    async def stream(self) -> None:
+        """Relay events as they come; the last is held back until the record is on disk."""
+        try:
+            held = await self._events()
+        finally:
+            self._attempt.told = self._tap.told()
+        await self._seal()
+        await self._client.end(held + self._changed.finish())
+
+    async def _events(self) -> bytes:
+        """Relays everything up to the last event, which is returned."""
+        tap, answer, client, changed = self._tap, self._answer, self._client, self._changed
         chunk = await answer.next()
+        self._attempt.first_byte_s = time.perf_counter()
         tap.feed(chunk)
-    return b""
+        if tap.ended and (error := tap.told().error_body) is not None:
+            raise ErrorAnswer(error, chunk)
+        await client.start(answer.status, self._head())
+        while chunk:
+            if tap.ended:
+                return changed.feed(chunk) + await self._tail()
+            await client.write(changed.feed(chunk))
+            chunk = await answer.next()
+            tap.feed(chunk)
+        return b""
 
+    async def _tail(self) -> bytes:
+        """What comes after the last event, for a moment."""
+        parts: list[bytes] = []
+        with suppress(TimeoutError, UpstreamError):
+            async with asyncio.timeout(LINGER_S):
+                while chunk := await self._answer.next():
+                    self._tap.feed(chunk)
+                    parts.append(self._changed.feed(chunk))
+        return b"".join(parts)
 
-async def _tail(tap: UsageTap, answer: Answer, changed: _Plain) -> bytes:
-    """What comes after the last event, for a moment."""
-    parts: list[bytes] = []
-    try:
-        async with asyncio.timeout(LINGER_S):
-            while chunk := await answer.next():
-                tap.feed(chunk)
-                parts.append(changed.feed(chunk))
-    except (TimeoutError, TooSlow):
-        pass
-    return b"".join(parts)
+    async def whole(self, limit_bytes: int) -> None:
+        """Relay an answer that is one document."""
+        body = await self._answer.whole(limit_bytes)
+        if self._streaming:
+            self._attempt.first_byte_s = time.perf_counter()
+        plain = inflated(body, self._answer)
+        if plain is not None and not self._counts_tokens:
+            self._tap.feed(plain)
+            told = self._attempt.told = self._tap.told()
+            if told.error_body is not None and not told.usage_known:
+                raise ErrorAnswer(told.error_body, body)
+        if self._translator is not None:
+            body = self._translated(plain)
+        await self._seal()
+        length = (b"content-length", str(len(body)).encode())
+        await self._client.start(self._answer.status, [*self._head(), length])
+        await self._client.end(body)
 
+    def _translated(self, plain: bytes | None) -> bytes:
+        document = loads(plain) if plain is not None else None
+        if self._translator is None or not isinstance(document, dict):
+            raise Broken("the provider's answer is not of its format")
+        return dumps(self._translator.body(document))
 
-def _changed(sent: Outgoing) -> _Plain:
-    return _WithoutUsageEvent() if sent.adds_usage else _Untouched()
-
-
-async def relay_whole(
-    exchange: Exchange,
-    attempt: Attempt,
-    sent: Outgoing,
-    answer: Answer,
-    client: Client,
-    seal: Seal,
-    *,
-    limit_bytes: int,
-) -> None:
-    """Relay an answer that is one document. Raises UpstreamError when it breaks."""
-    body = await answer.whole(limit_bytes)
-    attempt.first_byte_s = time.perf_counter() if exchange.said.streaming else None
-    tap = UsageTap(sent.spoken)
-    plain = inflated(body, answer)
-    if plain is not None and not exchange.operation.counts_tokens:
-        tap.feed(plain)
-        attempt.told = tap.told()
-    await seal()
-    length = (b"content-length", str(len(body)).encode())
-    await client.start(answer.status, [*_head(answer), length])
-    await client.end(body)
+    def _head(self) -> list[tuple[bytes, bytes]]:
+        """The provider's headers for the caller."""
+        kept = _kept(self._answer)
+        if self._translator is None:
+            return kept
+        kind = b"text/event-stream; charset=utf-8" if self._answer.streams else b"application/json"
+        rewritten = (b"content-type", b"content-encoding")
+        return [(b"content-type", kind), *((name, value) for name, value in kept if name not in rewritten)]
 
 
 async def relay_refusal(answer: Answer, body: bytes, client: Client) -> None:
     """The provider's own words, as they came."""
-    await client.start(answer.status, [*_head(answer), (b"content-length", str(len(body)).encode())])
+    await client.start(answer.status, [*_kept(answer), (b"content-length", str(len(body)).encode())])
     await client.end(body)
 
 
@@ -236,6 +259,6 @@ def inflated(body: bytes, answer: Answer) -> bytes | None:
         return None
 
 
-def _head(answer: Answer) -> list[tuple[bytes, bytes]]:
-    """The provider's headers for the caller, without what belongs to one connection and without a length."""
+def _kept(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """The headers without what belongs to one connection and without a length."""
     return [(n, v) for name, v in answer.raw_headers if (n := name.lower()) not in _NOT_RELAYED]
