@@ -311,6 +311,14 @@ def test_mlflows_summary_leaves_parts_out_that_the_answer_tells() -> None:
     )
 
 
+def test_vercel_embeds_within_a_span_that_tells_nothing() -> None:
+    outer = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "text-embedding-3-small"}
+    row = one(span_frame(outer, outer | {"gen_ai.usage.input_tokens": 9}, scope="gen_ai"))
+    assert (row["input_tokens"], row["output_tokens"]) == (9, 0)
+    (silent,) = rows([span_frame(outer | {"gen_ai.operation.name": "chat"}, scope="gen_ai")])
+    assert silent["input_tokens"] is None  # a chat that tells no tokens is a call
+
+
 def test_mlflow_writes_every_attribute_as_json() -> None:
     told = {"mlflow.spanType": '"CHAT_MODEL"', "mlflow.llm.model": '"gpt-4o-mini"'}
     told["mlflow.chat.tokenUsage"] = (
