@@ -24,7 +24,10 @@ from billing.explain import explain
 from billing.ledger import Ledger
 from billing.loader import Loader
 from billing.store import read
+from catalog.access import fold_value
 from catalog.catalog import Catalog
+from catalog.provider_book import load_book
+from ingest.dialect import default_dialects
 from ingest.inflate import inflate
 from ingest.journal import Frame, Kind
 from tests import emitters_page
@@ -359,3 +362,34 @@ def test_where_only_metrics_arrive_their_sums_are_the_bill(name: str, book: Book
     assert told["call_count"].null_count() == len(told)
     assert told["input_tokens"].sum() == sum(map(input_of, visible(name)))
     assert told["output_tokens"].sum() == sum(call["output"] for call in visible(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "access", "evidence", "plan", "billed"),
+    [
+        ("codex-chatgpt-login", "subscription", "auth_mode=Chatgpt", "chatgpt", True),
+        ("claude-code-subscription", "subscription", "anthropic.plan=max", "claude-max", True),
+        ("gemini-cli-http-tool", "payg", "auth_type=gemini-api-key", None, False),
+        ("claude-code-http", "unknown", "claude-code reaches anthropic under a plan or metered", None, False),
+        ("codex-http", "unknown", "codex reaches openai under a plan or metered", None, False),
+    ],
+)
+def test_the_agents_own_statement_decides_the_access(
+    name: str, access: str, evidence: str, plan: str | None, billed: bool, book: Book
+) -> None:
+    """A plan billed nothing; a login that states nothing is assumed to be metered, and shown apart."""
+    book.take(requests(name))
+    calls = book.calls()
+    facts = calls.select("access", "access_evidence", "plan_id").unique().rows()
+    assert facts == [(access, evidence, plan)]
+    assert calls["list_cost_usd"].null_count() == 0
+    assert (calls["billed_cost_usd"] == 0).all() == billed
+
+
+def test_dialects_and_catalogue_agree_on_what_a_statement_means() -> None:
+    said = {
+        (s.key, fold_value(s.value)): s.access for p in load_book().providers.values() for s in p.statements
+    }
+    for key in default_dialects().access:
+        for value, access in key.values.items():
+            assert said.get((key.key.text, fold_value(value)), access) == access

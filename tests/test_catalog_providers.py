@@ -11,6 +11,7 @@ import pytest
 
 from catalog.errors import ProviderDataError
 from catalog.provider_book import DATA, load_book
+from catalog.resolve import Evidence, Resolver
 from catalog.schema import FOLDER, SHAPES, schema_text
 from catalog.toml_source import TomlText
 
@@ -157,3 +158,34 @@ def test_a_lab_names_providers_that_exist(data: Path) -> None:
     (data / "providers" / "cursor.toml").unlink()
     with pytest.raises(ProviderDataError, match=r"labs\.toml:\d+: lab cursor: providers: cursor has no file"):
         load_book(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("anthropic", "anthropic"),
+        ("aws.bedrock", "amazon-bedrock"),
+        ("azure.ai.inference", "azure"),
+        ("azure.ai.openai", "azure"),
+        ("cohere", "cohere"),
+        ("deepseek", "deepseek"),
+        ("gcp.gemini", "google"),
+        ("gcp.gen_ai", "google"),
+        ("gcp.vertex_ai", "google-vertex"),
+        ("groq", "groq"),
+        ("ibm.watsonx.ai", "watsonx"),
+        ("mistral_ai", "mistral"),
+        ("openai", "openai"),
+        ("perplexity", "perplexity"),
+        ("x_ai", "xai"),
+        ("az.ai.inference", "azure"),
+        ("az.ai.openai", "azure"),
+        ("vertex_ai", "google-vertex"),
+        ("gemini", "google"),
+        ("xai", "xai"),
+    ],
+)
+def test_every_provider_that_the_conventions_name_is_known(name: str, provider: str) -> None:
+    """The values of gen_ai.provider.name, and those that gen_ai.system had before."""
+    claim = Resolver(load_book()).resolve(Evidence(request_model="some-model", provider_name=name))
+    assert claim.provider == provider
