@@ -132,8 +132,7 @@ def _google_details(failure: Failure) -> list[dict[str, Any]]:
 
 def shown(message: str) -> str:
     """A message as it may be shown: no secret, no address of ours, no more than is read."""
-    clean = without_internal_urls(redact(" ".join(message.split())))
-    return clean if len(clean) <= MAX_MESSAGE_CHARACTERS else clean[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    return without_internal_urls(redact(" ".join(message.split())))[:MAX_MESSAGE_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)

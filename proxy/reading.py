@@ -76,8 +76,11 @@ class Reading:
         """The format's own end has come: `[DONE]`, or the whole document."""
         self._ended = True
 
-    def take(self, payload: Any, raw: bytes) -> None:
-        """One parsed payload and the bytes it was; anything that is not an object says nothing."""
+    def take(self, payload: Any, raw: bytes, *, failed: bool = False) -> None:
+        """One parsed payload and the bytes it was; anything that is not an object says nothing.
+
+        failed: its event was named an error, whatever it says itself.
+        """
         self._seen += 1
         if not isinstance(payload, dict):
             return
@@ -94,7 +97,7 @@ class Reading:
         self._name("tier", inner.get("service_tier"))
         self._finish.update(_finishes(payload, inner))
         self._ended = self._ended or payload.get("type") in _ENDS
-        if (error := _error(payload, inner)) is not None:
+        if (error := _error(payload, inner, failed=failed)) is not None:
             self._error = error, raw
 
     def take_usage(self, usage: Any) -> None:
@@ -172,14 +175,14 @@ def _index(choice: dict[str, Any], place: int) -> int:
     return index if isinstance(index, int) else place
 
 
-def _error(payload: dict[str, Any], inner: dict[str, Any]) -> str | None:
+def _error(payload: dict[str, Any], inner: dict[str, Any], *, failed: bool) -> str | None:
     """The provider's word for the error that a payload tells of; None if it tells of none."""
     holders = [payload, inner, *objects(payload.get("choices"))]
     error = next((holder["error"] for holder in holders if holder.get("error")), None)
     base = object_in(payload, "base_resp")  # MiniMax
     if base.get("status_code"):
         return str(base["status_code"])
-    if error is None and payload.get("type") not in _FAILS:
+    if error is None and not failed and payload.get("type") not in _FAILS:
         return None
     told = error if isinstance(error, dict) else payload
     word = next(

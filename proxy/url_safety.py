@@ -77,6 +77,8 @@ def checked_url(url: str, *, allow_private: bool) -> CheckedUrl:
         raise UnsafeUrl(code, "a base URL begins with https:// or http://")
     if parts.username is not None or parts.password is not None or "\\" in url:
         raise UnsafeUrl("userinfo", "a base URL has no user, password or backslash; keys go into the vault")
+    if parts.query or parts.fragment:
+        raise UnsafeUrl("invalid_url", "a base URL has no query and no fragment")
     host = (parts.hostname or "").rstrip(".")
     address = address_of(host)
     if address is None and not _HOST.fullmatch(host):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .json_values import loads
 from .reading import Reading, Told
-from .sse import DONE, EventReader
+from .sse import DONE, Event, EventReader
 from .wire import WireFormat
 
 __all__ = ["Told", "UsageTap"]
@@ -62,7 +62,7 @@ class UsageTap:
                 return
             chunk, self._document = self._document.bytes(), None
         for event in self._events.feed(chunk):
-            self._read(event.data, self._reading)
+            self._read(event, self._reading)
 
     @property
     def ended(self) -> bool:
@@ -75,14 +75,15 @@ class UsageTap:
         if self._document is not None:
             self._document.read_into(reading)
         elif (rest := self._events.pending()) is not None:
-            self._read(rest.data, reading)
+            self._read(rest, reading)
         return reading.told()
 
-    def _read(self, data: bytes, reading: Reading) -> None:
-        if data == DONE:
+    def _read(self, event: Event, reading: Reading) -> None:
+        failed = event.name == b"error"
+        if event.data == DONE:
             reading.end()
-        elif reading.needs_identity or self._worth.search(data):
-            reading.take(_parsed(data), data)
+        elif failed or reading.needs_identity or self._worth.search(event.data):
+            reading.take(_parsed(event.data), event.data, failed=failed)
 
 
 class _Document:

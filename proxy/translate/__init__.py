@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from ..failure import Failure, FailureKind, classify, error_body, failure, render_event
 from ..json_values import dumps, loads
 from ..sse import DONE, EventReader
+from ..sse import Event as ServerEvent
 from ..wire import WireFormat
 from . import (
     chat_answer,
@@ -158,14 +159,12 @@ class AnswerTranslator:
 
     def feed(self, chunk: bytes) -> bytes:
         """What a chunk of the provider's stream comes to; often nothing yet."""
-        return b"".join(
-            self._written(event) for e in self._events.feed(chunk) for event in self._read(e.data)
-        )
+        return b"".join(self._written(event) for e in self._events.feed(chunk) for event in self._read(e))
 
     def finish(self) -> bytes:
         """The end of the caller's stream, when the provider's has ended; an error if that had no end."""
         rest = self._events.pending()
-        last = [*(self._read(rest.data) if rest is not None else ()), *self._reader.finish()]
+        last = [*(self._read(rest) if rest is not None else ()), *self._reader.finish()]
         written = b"".join(map(self._written, last))
         if self._over:
             return written
@@ -175,9 +174,9 @@ class AnswerTranslator:
 
     def collected_body(self, stream: bytes) -> Json:
         """A whole answer from a provider's complete stream, for callers that did not ask for a stream."""
-        events = [event for e in self._events.feed(stream) for event in self._read(e.data)]
+        events = [event for e in self._events.feed(stream) for event in self._read(e)]
         rest = self._events.pending()
-        events += self._read(rest.data) if rest is not None else ()
+        events += self._read(rest) if rest is not None else ()
         return self._whole([*events, *self._reader.finish()])
 
     def _whole(self, events: list[Event]) -> Json:
@@ -188,11 +187,17 @@ class AnswerTranslator:
         answer.id = answer.id or self._id
         return _BODIES[self._source](answer, self._request, self._created_s)
 
-    def _read(self, data: bytes) -> list[Event]:
-        if data == DONE:
+    def _read(self, event: ServerEvent) -> list[Event]:
+        if event.data == DONE:
             return self._reader.finish()
-        payload = loads(data)
-        return self._reader.feed(payload, data) if isinstance(payload, dict) else []
+        if event.name == b"error":
+            return [Failed(event.data)]
+        payload = loads(event.data)
+        if not isinstance(payload, dict):
+            return []
+        if event.name and "type" not in payload:  # some say it in the event's name only
+            payload["type"] = event.name.decode(errors="replace")
+        return self._reader.feed(payload, event.data)
 
     def _written(self, event: Event) -> bytes:
         if self._over:

@@ -57,7 +57,10 @@ class Reader:
         self._done = False
 
     def body(self, payload: Json, raw: bytes) -> list[Event]:
-        return [*self.feed(payload, raw), *self.finish()]
+        """A whole completion has an end, whether it says so or not."""
+        events = self.feed(payload, raw)
+        self._reason = self._reason or "stop"
+        return events + self.finish()
 
     def feed(self, payload: Json, raw: bytes) -> list[Event]:
         return list(self._read(payload, raw))

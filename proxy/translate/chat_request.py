@@ -66,7 +66,7 @@ def read(body: Json, model: str) -> Request:
         streaming=reading.flag("stream") or False,
         stream_usage=options.flag("include_usage") or False,
         service_tier=reading.text("service_tier"),
-        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0)},
+        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0, "")},
     )
     options.close(silent=("include_obfuscation",))
     reading.close(defaults=_DEFAULTS)
@@ -98,6 +98,7 @@ def _messages(reading: Reading) -> Iterator[Message]:
                 yield Message(speaker, parts, message.text("name"))  # type: ignore[arg-type]
         elif message.source:
             message.refuse(f"role {role}")
+            continue
         message.close(silent=("name", "annotations"))
 
 
@@ -233,8 +234,11 @@ def _reasoning(reading: Reading) -> Reasoning | None:
         return reasoning_of_thinking(thinking, word)
     if isinstance(asked, dict):
         excluded = asked.get("exclude")
-        shown = not excluded if isinstance(excluded, bool) else None
-        return Reasoning(asked.get("enabled"), asked.get("effort") or word, asked.get("max_tokens"), shown)
+        summary = asked.get("summary")
+        shown = not excluded if isinstance(excluded, bool) else True if summary else None
+        return Reasoning(
+            asked.get("enabled"), asked.get("effort") or word, asked.get("max_tokens"), shown, summary
+        )
     return Reasoning(False if word == "none" else None, word) if word else None
 
 

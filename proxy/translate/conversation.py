@@ -118,6 +118,7 @@ class Reasoning:
     effort: str | None = None
     budget: int | None = None
     shown: bool | None = None
+    summary: str | None = None  # how OpenAI is to sum thoughts up
 
 
 @dataclass(frozen=True, slots=True)

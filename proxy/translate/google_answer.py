@@ -53,7 +53,10 @@ class Reader:
         self._done = False
 
     def body(self, payload: Json, raw: bytes) -> list[Event]:
-        return [*self.feed(payload, raw), *self.finish()]
+        """A whole answer has an end, whether it says so or not."""
+        events = self.feed(payload, raw)
+        self._reason = self._reason or "stop"
+        return events + self.finish()
 
     def feed(self, payload: Json, raw: bytes) -> list[Event]:
         inner = payload.get("response")  # Code Assist wraps its answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -28,21 +29,17 @@ from .events import (
 )
 
 _ORIGIN: Final = WireFormat.OPENAI_RESPONSES
-_THOUGHT_DELTAS: Final = (
-    "response.reasoning_summary_text.delta",
-    "response.reasoning_text.delta",
-)
+_THOUGHT_DELTA: Final = re.compile(r"response\.reasoning\w*\.delta")  # named anew now and then
 _TEXT_DELTAS: Final = ("response.output_text.delta", "response.refusal.delta")
 
 
 class Reader:
-    """Events or a whole response, as events. Items that came without deltas are told when they are done."""
+    """Events or a whole response, as events. What a finished item tells beyond its deltas is told then."""
 
     def __init__(self) -> None:
         self._started = False
         self._calls: dict[int, int] = {}  # output index -> which call
-        self._argued: set[int] = set()
-        self._told: set[int] = set()  # output indices whose text or thoughts came in deltas
+        self._told: dict[int, str] = {}  # output index -> what its deltas came to
         self._items_done: set[int] = set()
         self._finished: Finished | None = None
         self._done = False
@@ -70,23 +67,40 @@ class Reader:
         if isinstance(response, dict) and not self._started:
             self._started = True
             yield Started(word(response.get("id")), word(response.get("model")))
-        if kind in _TEXT_DELTAS or kind in _THOUGHT_DELTAS:
-            self._told.add(place)
-            piece = str(payload.get("delta") or "")
-            yield TextDelta(piece) if kind in _TEXT_DELTAS else ThoughtDelta(piece)
+        if kind.endswith(".delta"):
+            yield from self._delta(kind, place, payload.get("delta"))
         elif kind == "response.reasoning_summary_part.added" and payload.get("summary_index"):
-            yield ThoughtDelta("\n\n")
+            yield from self._delta("response.reasoning.delta", place, "\n\n")
         elif kind == "response.output_item.added":
             yield from self._add(place, object_in(payload, "item"))
-        elif kind == "response.function_call_arguments.delta" and place in self._calls:
-            self._argued.add(place)
-            yield CallDelta(self._calls[place], str(payload.get("delta") or ""))
+        elif kind == "response.function_call_arguments.done" and place in self._calls:
+            whole = word(payload.get("arguments")) or word(object_in(payload, "item").get("arguments"))
+            yield from (CallDelta(self._calls[place], rest) for rest in self._beyond(place, whole))
         elif kind == "response.output_item.done":
             yield from self._item(place, object_in(payload, "item"))
         elif kind in ("response.completed", "response.incomplete"):
             yield from self._end(kind, response if isinstance(response, dict) else {})
         elif kind in ("error", "response.failed"):
             yield Failed(raw)
+
+    def _delta(self, kind: str, place: int, delta: Any) -> Iterator[Event]:
+        piece = word(delta) or (word(delta.get("text")) if isinstance(delta, dict) else None)
+        if piece is None:
+            return
+        self._told[place] = self._told.get(place, "") + piece
+        if kind in _TEXT_DELTAS:
+            yield TextDelta(piece)
+        elif _THOUGHT_DELTA.fullmatch(kind):
+            yield ThoughtDelta(piece)
+        elif kind == "response.function_call_arguments.delta" and place in self._calls:
+            yield CallDelta(self._calls[place], piece)
+
+    def _beyond(self, place: int, whole: str | None) -> Iterator[str]:
+        """What the whole of an item says that its deltas did not."""
+        told = self._told.get(place, "")
+        if whole is not None and len(whole) > len(told) and whole.startswith(told):
+            self._told[place] = whole
+            yield whole[len(told) :]
 
     def _add(self, place: int, item: Json) -> Iterator[Event]:
         if item.get("type") == "function_call" and place not in self._calls:
@@ -95,22 +109,21 @@ class Reader:
             yield CallStarted(self._calls[place], call_id, str(item.get("name") or ""))
 
     def _item(self, place: int, item: Json) -> Iterator[Event]:
-        """What an item that is done tells beyond its deltas."""
         if place in self._items_done:
             return
         self._items_done.add(place)
         match item.get("type"):
             case "function_call":
                 yield from self._add(place, item)
-                if place not in self._argued and (arguments := word(item.get("arguments"))):
-                    yield CallDelta(self._calls[place], arguments)
+                rest = self._beyond(place, word(item.get("arguments")))
+                yield from (CallDelta(self._calls[place], piece) for piece in rest)
                 yield CallEnded(self._calls[place])
-            case "message" if place not in self._told:
-                yield from (TextDelta(text) for text in _texts(item.get("content")))
+            case "message":
+                whole = "".join(_texts(item.get("content")))
+                yield from (TextDelta(rest) for rest in self._beyond(place, whole))
             case "reasoning":
-                told = [*_texts(item.get("summary")), *_texts(item.get("content"))]
-                if told and place not in self._told:
-                    yield ThoughtDelta("\n\n".join(told))
+                whole = "\n\n".join([*_texts(item.get("summary")), *_texts(item.get("content"))])
+                yield from (ThoughtDelta(rest) for rest in self._beyond(place, whole))
                 yield ThoughtEnded(word(item.get("encrypted_content")), _ORIGIN, item_id=word(item.get("id")))
             case _:
                 pass

@@ -63,7 +63,7 @@ def read(body: Json, model: str) -> Request:
         streaming=reading.flag("stream") or False,
         stream_usage=True,
         service_tier=reading.text("service_tier"),
-        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0)},
+        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0, "")},
     )
     text.close()
     options.close(silent=("include_obfuscation",))
@@ -222,7 +222,7 @@ def _reasoning(asked: Reading) -> Reasoning | None:
     asked.close()
     if word is None and shown is None:
         return None
-    return Reasoning(False if word == "none" else None, word, None, True if shown else None)
+    return Reasoning(False if word == "none" else None, word, None, True if shown else None, shown)
 
 
 def write(request: Request) -> tuple[Json, list[str]]:
@@ -361,4 +361,4 @@ def _written_reasoning(reasoning: Reasoning) -> Json:
     told = (
         {"effort": {"max": "xhigh"}.get(word, word)} if word and (word != "none" or reasoning.effort) else {}
     )
-    return told | ({"summary": "auto"} if reasoning.shown else {})
+    return told | ({"summary": reasoning.summary or "auto"} if reasoning.shown else {})
