@@ -24,6 +24,7 @@ __all__ = [
     "Period",
     "bounds",
     "epoch_s",
+    "first_instant",
     "parse_period",
     "parse_zone",
     "period_start",
@@ -135,9 +136,9 @@ def _hour(zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
 
 def _days(kind: Kind, zone: tzinfo, at: datetime) -> tuple[datetime, datetime]:
     first = _first_day(kind, at.astimezone(zone).date())
-    start, end = _first_instant(zone, first), _first_instant(zone, _next_day(kind, first))
+    start, end = first_instant(zone, first), first_instant(zone, _next_day(kind, first))
     if at >= end:  # set back across midnight, the clock shows the old date again; the new day has begun
-        return end, _first_instant(zone, _next_day(kind, _next_day(kind, first)))
+        return end, first_instant(zone, _next_day(kind, _next_day(kind, first)))
     return start, end
 
 
@@ -153,7 +154,7 @@ def _next_day(kind: Kind, first: date) -> date:
     return first + timedelta(days=7 if kind == "week" else 1)
 
 
-def _first_instant(zone: tzinfo, day: date) -> datetime:
+def first_instant(zone: tzinfo, day: date) -> datetime:
     """The first instant (UTC) whose local date is `day`, or a later one where the calendar skipped that day.
 
     Midnight that comes twice is the first of the two. Midnight that is skipped reads as the instant of

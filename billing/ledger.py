@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import polars as pl
@@ -22,6 +22,7 @@ from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.evidence import append_observations, keyed
 from billing.fusion import HORIZON, fuse
 from billing.metrics import MetricBook, unseen_points
+from billing.plan_quota import HeaderReader, note_quotas
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
 from billing.rollup import SLOT
 from billing.standing import telling
@@ -98,11 +99,20 @@ class Commit:
     spend: dict[str, Any]
 
 
+class LedgerCatalog(Pricing, HeaderReader, Protocol):
+    """What the ledger needs of the catalogue."""
+
+
 class Ledger:
     """The open ledger. One thread writes; others take a `cursor`."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, *, epoch: str, pricing: Pricing, news_until: int = 0
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        epoch: str,
+        pricing: LedgerCatalog,
+        news_until: int = 0,
     ) -> None:
         self._db = connection
         self._epoch = epoch
@@ -119,7 +129,7 @@ class Ledger:
         path: Path,
         *,
         epoch: str,
-        pricing: Pricing,
+        pricing: LedgerCatalog,
         memory_limit: str = "512MB",
         threads: int = 2,
         wait_s: float = 60,
@@ -203,6 +213,7 @@ class Ledger:
         fresh = keyed(unseen(self._db, batch.observations))
         removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
         append_observations(self._db, fresh, commit_no=commit_no)
+        note_quotas(self._db, fresh, self._pricing)
         points = unseen_points(self._db, batch.metric_points)
         removed, written = self._book_metrics(points, fresh, removed, written, commit_no)
         self._append_links(batch.links, commit_no)

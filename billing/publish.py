@@ -19,9 +19,11 @@ import duckdb
 import polars as pl
 
 from billing import emitters, rollup, spend, tables
+from billing.plans import PlanTables
 from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
 from billing.slots import Slots
 from billing.store import append, attach, frames, read
+from catalog.plan_book import PlanBook
 
 _REVISIONS = ", ".join(tables.names(tables.CALL_REVISIONS))
 _UNPRICED_VIEW = """
@@ -49,6 +51,7 @@ class Publisher:
         staging: Path,
         published: Path,
         epoch: str,
+        plans: PlanBook | None = None,
         seal_above_calls: int = SEAL_ABOVE_CALLS,
     ) -> None:
         self._db = cursor
@@ -58,6 +61,7 @@ class Publisher:
         self._ledger_id = str(read(cursor, "SELECT ledger_id::VARCHAR AS id FROM schema_version")["id"][0])
         self._slots = Slots(cursor)
         self._seals = Seals(cursor, published.parent / "sealed", above_calls=seal_above_calls)
+        self.plans = PlanTables(cursor, plans or PlanBook({}))
         self.commit_no = 0
         self._attach()
         self._seals.sweep()
@@ -120,10 +124,17 @@ class Publisher:
             self._append_revisions(since)
             self._apply_rollups(since)
             emitters.publish(self._db, STAGING)
+            self._note_changes(since)
+        self.plans.publish(datetime.now(UTC))
         spend.publish(self._db, STAGING)
         self._write_meta(commit_no, position)
         self.commit_no = commit_no
         return position
+
+    def _note_changes(self, since: int) -> None:
+        dirty = read(self._db, "SELECT min(slot) AS slot FROM dirty_slots WHERE commit_no > ?", [since])
+        if (earliest := dirty["slot"][0]) is not None:
+            self.plans.changed_from(earliest)
 
     def _last_commit(self) -> tuple[int, int]:
         row = self._db.execute(

@@ -136,6 +136,7 @@ def _ddl() -> Iterator[str]:
     yield tables.create_table("calls", (*tables.CALLS, *commit))
     yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, *commit))
     yield from spend.DDL
+    yield tables.create_table("plan_quotas", tables.PLAN_QUOTAS)
     yield (
         "CREATE TABLE IF NOT EXISTS emitter_records "
         "(emitter VARCHAR, signal VARCHAR, version VARCHAR, records BIGINT, last_seen TIMESTAMPTZ)"

@@ -172,6 +172,69 @@ EMITTERS = _columns(
     ("advice", "VARCHAR", "what to change so that it tells all; NULL where nothing lacks"),
 )
 
+FRACTION = "DECIMAL(18,6)"
+
+PLANS = _columns(
+    ("plan_id", "VARCHAR", "the plan, as in calls"),
+    ("plan", "VARCHAR", "its name"),
+    ("provider", "VARCHAR", "whose plan it is"),
+    ("account", "VARCHAR", "your account (accounts file) that it belongs to; NULL where none fits"),
+    ("account_id", "VARCHAR", "the seat, as in calls; every seat has windows of its own"),
+    ("quota", "VARCHAR", "the window's name in the plan: '5h', '7d', 'month', ..."),
+    ("kind", "VARCHAR", "when it begins: 'first_use', 'sliding', 'day', 'week', 'month', 'renewal', ..."),
+    ("unit", "VARCHAR", "what it is counted in: 'requests', 'tokens', 'list_usd', 'credits', 'percent', ..."),
+    ("starts_at", "TIMESTAMPTZ", "start of the window that is open; NULL: none is, the next call begins one"),
+    ("ends_at", "TIMESTAMPTZ", "its end"),
+    ("used", MONEY_SUM, "what calls used of it, in the unit; NULL where calls do not tell that"),
+    ("size", MONEY_SUM, "how much fits, in the unit: yours, else the tier's or the plan's; NULL unless told"),
+    ("used_fraction", FRACTION, "the part that is used (1: all): the provider's word, else used / size"),
+    ("used_from", "VARCHAR", "'provider' (headers of an answer) or 'calls'"),
+    ("seen_at", "TIMESTAMPTZ", "when the provider said so"),
+    ("elapsed_fraction", FRACTION, "the part of the window's time that is over"),
+    ("pace", FRACTION, "used_fraction / elapsed_fraction: above 1 it does not last until the end"),
+    ("exhausted_at", "TIMESTAMPTZ", "when it is used up at this pace, where that is before its end"),
+    ("calls", "BIGINT", "calls in the window"),
+    ("unpriced_calls", "BIGINT", "of them without a list price: list_cost_usd leaves them out"),
+    ("list_cost_usd", MONEY_SUM, "what they would have cost at list price"),
+)
+
+PLAN_VALUES = _columns(
+    ("plan_id", "VARCHAR", "the plan, as in calls"),
+    ("account", "VARCHAR", "your account (accounts file); NULL: seats that no account of yours fits"),
+    ("period_starts_at", "TIMESTAMPTZ", "start of the plan's month"),
+    ("period_ends_at", "TIMESTAMPTZ", "its end"),
+    ("seats", "BIGINT", "seats that are paid for; without an account of yours: seats that made calls"),
+    ("fee", MONEY_SUM, "what is invoiced for the month, in the currency; NULL unless told"),
+    ("currency", "VARCHAR", "of the fee"),
+    ("calls", "BIGINT", "calls in the month"),
+    ("unpriced_calls", "BIGINT", "of them without a list price: value_usd leaves them out"),
+    ("value_usd", MONEY_SUM, "what the calls would have cost at list price"),
+    ("value_ratio", FRACTION, "value_usd / fee, where the fee is in US dollars"),
+    ("break_even_at", "TIMESTAMPTZ", "end of the hour in which the value reached the fee, else when it will"),
+    ("broke_even", "BOOLEAN", "whether it has"),
+)
+
+PLAN_SHARES = _columns(
+    ("plan_id", "VARCHAR", "as in plan_values"),
+    ("account", "VARCHAR", "as in plan_values"),
+    ("period_starts_at", "TIMESTAMPTZ", "as in plan_values"),
+    ("team", "VARCHAR", "as in calls; NULL: calls of no team, or a month without calls"),
+    ("calls", "BIGINT", "the team's calls"),
+    ("value_usd", MONEY_SUM, "what they would have cost at list price"),
+    ("fee_share", MONEY_SUM, "the team's part of the fee; the parts of a month sum to the fee exactly"),
+    ("currency", "VARCHAR", "of the fee"),
+)
+
+PLAN_QUOTAS = _columns(
+    ("provider", "VARCHAR", "who said it"),
+    ("account_id", "VARCHAR", "the seat"),
+    ("quota", "VARCHAR", "as in plans"),
+    ("used_fraction", FRACTION, "the part that is used"),
+    ("resets_at", "TIMESTAMPTZ", "when the window ends"),
+    ("seen_at", "TIMESTAMPTZ", "when it was said"),
+)
+"""What providers said of windows, the newest word each; kept in the ledger."""
+
 META = _columns(
     ("key", "VARCHAR", "what"),
     ("value", "VARCHAR", "its value"),
@@ -183,6 +246,9 @@ PUBLISHED: dict[str, tuple[Column, ...]] = {
     "usage_hourly": USAGE_HOURLY,
     "usage_daily": USAGE_DAILY,
     "emitters": EMITTERS,
+    "plans": PLANS,
+    "plan_values": PLAN_VALUES,
+    "plan_shares": PLAN_SHARES,
     "meta": META,
 }
 

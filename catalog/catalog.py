@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from catalog.load import load_table
 from catalog.plan_book import PlanBook, load_plan_book
 from catalog.plan_draw import plan_draws
 from catalog.provider_book import Book, load_book
+from catalog.quota import read_quotas
 from catalog.rate import Rater
 from catalog.resolve import Evidence, Resolution, Resolver
 from catalog.table import PriceTable
@@ -157,6 +159,13 @@ class Catalog:
         """
         rated = self._rater.rate(calls)
         return rated.with_columns(plan_draws(rated, self.plans.plans))
+
+    def quotas(self, headers: str, seen_at: datetime) -> list[tuple[str, str, Decimal, datetime | None]]:
+        """Read what an answer's headers (`name=value;...`) tell of plans: provider, window, the part used (1:
+        all), the reset.
+        """
+        readings = read_quotas(headers, self._book, seen_at=seen_at)
+        return [(told.provider, told.window, told.used_fraction, told.resets_at) for told in readings]
 
     def findings(self, calls: pl.DataFrame) -> pl.DataFrame:
         """Find conflicts of access among resolved calls: flips in a session, plan keys on metered doors."""

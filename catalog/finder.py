@@ -2,7 +2,7 @@
 
 Tried in order: the served id on the provider's own list, the same id without what only names the route,
 then the canonical name; after that the lists named in the provider's `price_as` as estimates. A model whose
-provider is unknown is estimated by its lab's first provider. A variant sold at a price of its own (`:free`,
+provider is unknown, or is a plan that has no prices, is estimated by its lab's first provider. A variant sold at a price of its own (`:free`,
 a fine-tune) never takes the plain model's price.
 """
 
@@ -56,14 +56,24 @@ class PriceFinder:
             return self._estimate(served_model, model)
         lists = self._lists(provider)
         if not lists:
-            return Target(None, reason=f"no price list for provider {provider}")
+            worth = self._worth(provider, served_model, model)
+            return worth or Target(None, reason=f"no price list for provider {provider}")
         said = self._said(provider, served_model)
         spellings = list(self._spellings(provider, served_model, model))
         for price_list, estimated in lists:
             found = self._on_list(price_list, spellings)
             if found is not None:
                 return Target(found, estimated=estimated, said=said)
-        return Target(None, reason=f"{served_model or 'the model'} is not on the list of {provider}")
+        worth = self._worth(provider, served_model, model)
+        return worth or Target(None, reason=f"{served_model or 'the model'} is not on the list of {provider}")
+
+    def _worth(self, provider: str, served_model: str | None, model: str | None) -> Target | None:
+        """What a plan's call is worth where the plan has no prices of its own: its lab's list price."""
+        facts = self._book.providers.get(provider)
+        if facts is None or facts.access != "subscription":
+            return None
+        found = self._estimate(served_model, model)
+        return found if found.model is not None else None
 
     def _lists(self, provider: str) -> list[tuple[str, bool]]:
         """Give the lists that price a provider, and whether each is an estimate.

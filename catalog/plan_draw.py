@@ -1,12 +1,12 @@
 """What each call draws from its plan, in the plan's unit: requests, tokens, dollars at list price, credits.
 
-NULL where that cannot be told from the call: the plan counts in what only the provider knows, or the call's
+A frame without `call_count` holds one call a row. NULL where a draw cannot be told from the call: the plan counts in what only the provider knows, or the call's
 tokens or price are unknown. A failed call draws nothing that we know of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
 
@@ -41,7 +41,7 @@ def plan_draws(calls: pl.DataFrame, plans: Mapping[str, Plan]) -> pl.Series:
 
 
 def _drawn(plan: Plan, calls: pl.DataFrame) -> pl.Expr:
-    units = _units(plan)
+    units = _units(plan, calls.columns)
     if not plan.weights:
         return units
     models = calls["model"].unique().to_list()
@@ -60,9 +60,9 @@ def weight_of(plan: Plan, model: str | None) -> Decimal:
     return _ONE
 
 
-def _units(plan: Plan) -> pl.Expr:
+def _units(plan: Plan, told: Sequence[str]) -> pl.Expr:
     if plan.unit == "requests":
-        return pl.col("call_count").cast(_DRAW)
+        return (pl.col("call_count") if "call_count" in told else pl.lit(1)).cast(_DRAW)
     if plan.unit == "input_tokens":
         return pl.col("input_tokens").cast(_DRAW)
     if plan.unit == "tokens":

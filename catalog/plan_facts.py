@@ -119,7 +119,7 @@ class Tier(Data):
     fee: Amount
     """What one seat costs in a period."""
     currency: Currency = "USD"
-    period: Literal["month", "year"] = "month"
+    period: Literal["month"] = "month"
     sizes: dict[Name, Size] = Field(default_factory=dict)
     """Window -> how much fits, where the vendor says so."""
     source: Text | None = None

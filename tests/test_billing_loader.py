@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -32,6 +34,9 @@ class PoisonedCatalog:
 
     def rate(self, calls: pl.DataFrame) -> pl.DataFrame:
         return self._catalog.rate(calls)
+
+    def quotas(self, headers: str, seen_at: datetime) -> list[tuple[str, str, Decimal, datetime | None]]:
+        return self._catalog.quotas(headers, seen_at)
 
 
 def frames() -> list[Frame]:

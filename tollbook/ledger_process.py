@@ -97,6 +97,7 @@ class LedgerProcess:
             staging=config.path("staging") / "usage.duckdb",
             published=config.path("usage.duckdb"),
             epoch=config.epoch,
+            plans=catalog.plans,
         )
         self._loader = Loader(self._ledger, load_dialects(config.attribution))
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")

@@ -18,6 +18,9 @@ MEANINGS = {
     "budgets": "Budgets and where they stood when the file was published.",
     "budget_events": "Checks that were denied or warned, and thresholds that recorded spend has passed.",
     "emitters": "Who tells of calls, how completely, and what to change where something lacks.",
+    "plans": "Every window of every plan in use, seat by seat: what is used, how fast, until when.",
+    "plan_values": "The value of each plan's calls against its fee, this month and the two before.",
+    "plan_shares": "The fee of each month split over the teams by the value of their calls, to the cent.",
     "meta": "Facts about this file: which journal position and which ledger it shows.",
 }
 UNPRICED_MODELS = (
@@ -51,8 +54,10 @@ def unit(column: Column) -> str:
         return "UTC"
     if column.name in METER_AMOUNTS:
         return "the meter's"
-    if column.name == "plan_draw":
+    if column.name in ("plan_draw", "used", "size"):
         return "the plan's"
+    if column.name in ("fee", "fee_share"):
+        return "the currency"
     return next((text for ending, text in UNITS if column.name.endswith(ending)), "")
 
 
