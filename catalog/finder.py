@@ -2,8 +2,8 @@
 
 Tried in order: the served id on the provider's own list, the same id without what only names the route,
 then the canonical name; after that the lists named in the provider's `price_as` as estimates. A model whose
-provider is unknown, or is a plan that has no prices, is estimated by its lab's first provider. A variant sold at a price of its own (`:free`,
-a fine-tune) never takes the plain model's price.
+provider is unknown, or is a plan that has no prices, is estimated by its lab's first provider. A variant
+sold at a price of its own (`:free`, a fine-tune) never takes the plain model's price.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What each call draws from its plan, in the plan's unit: requests, tokens, dollars at list price, credits.
 
-A frame without `call_count` holds one call a row. NULL where a draw cannot be told from the call: the plan counts in what only the provider knows, or the call's
-tokens or price are unknown. A failed call draws nothing that we know of.
+A frame without `call_count` holds one call a row. NULL where a draw cannot be told from the call: the plan
+counts in what only the provider knows, or the call's tokens or price are unknown. A failed call draws
+nothing that we know of.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from fnmatch import fnmatchcase
 
 import polars as pl
 
-from catalog.plan_facts import Plan, Unit
+from catalog.plan_facts import Plan
 
-__all__ = ["COUNTABLE", "plan_draws"]
+__all__ = ["plan_draws", "weight_of"]
 
 _DRAW = pl.Decimal(38, 12)
 _ONE = Decimal(1)
-COUNTABLE: frozenset[Unit] = frozenset(("requests", "tokens", "input_tokens", "list_usd", "credits"))
-"""Units that calls can be counted in; `credits` only where the plan says how many a dollar is."""
 
 
 def plan_draws(calls: pl.DataFrame, plans: Mapping[str, Plan]) -> pl.Series:
