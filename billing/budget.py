@@ -403,7 +403,9 @@ class CheckReply:
 
     `unmatched` lists the dimensions that some budget names, the check leaves out, and that alone keep
     that budget from matching. `retry_after_s` is the earliest that asking again can help, NULL when
-    waiting will not.
+    waiting will not. Where it denies, `max_output_tokens` is the largest output with which the call fits, and
+    `cheaper_model` one of the same provider and access with which the whole call fits; NULL where there is
+    none. `advice` says the same and more in sentences.
     """
 
     decision: Decision
@@ -414,6 +416,8 @@ class CheckReply:
     expires_at: datetime | None = None
     retry_after_s: int | None = None
     estimate_usd: str | None = None
+    max_output_tokens: int | None = None
+    cheaper_model: str | None = None
     advice: list[str] = field(default_factory=list)
 
     def to_json(self) -> bytes:

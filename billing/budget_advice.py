@@ -1,7 +1,7 @@
-"""What a denied caller could do instead: the largest output that fits, in tokens.
+"""What a denied caller could do instead: the largest output that fits, and a cheaper model that does.
 
 Prices are linear in the output (a tier depends on the input alone), so two quotes give the slope and a third
-proves the answer. Nothing is advised that was not priced.
+proves the answer. Nothing is advised that was not priced and judged like any other check.
 """
 
 from __future__ import annotations
@@ -9,22 +9,60 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import ROUND_FLOOR, Decimal
+from itertools import islice
 
 from billing.budget import CheckRequest, Estimate
-from billing.budget_book import Judged
+from billing.budget_book import BudgetBook, Judged
+from billing.budget_check import Verdict
 from billing.budget_price import Quotes
 
-__all__ = ["advice_on", "largest_output"]
+__all__ = ["advise", "cheaper_model", "largest_output"]
 
 _MAX_CORRECTIONS = 3
+_MAX_TRIED = 3
 
 
-def advice_on(request: CheckRequest, judged: Judged, *, now: datetime, quotes: Quotes | None) -> list[str]:
-    """Sentences for the reply to a check that was denied; none where nothing smaller would fit either."""
-    if judged.reply.decision != "deny":
-        return []
-    tokens = largest_output(request, judged, now=now, quotes=quotes)
-    return [] if tokens is None else [f"with max_tokens {tokens} the call fits"]
+def advise(
+    request: CheckRequest, judged: Judged, book: BudgetBook, *, now: datetime, quotes: Quotes | None
+) -> None:
+    """Completes the reply to a check that was denied; leaves it as it is where nothing else would fit."""
+    reply = judged.reply
+    if reply.decision != "deny":
+        return
+    reply.max_output_tokens = largest_output(request, judged, now=now, quotes=quotes)
+    if reply.max_output_tokens is not None:
+        reply.advice.append(f"with max_tokens {reply.max_output_tokens} the call fits")
+    reply.cheaper_model = cheaper_model(request, judged, book, now=now, quotes=quotes)
+    if reply.cheaper_model is not None:
+        reply.advice.append(f"with the model {reply.cheaper_model} the call fits")
+
+
+def cheaper_model(
+    request: CheckRequest, judged: Judged, book: BudgetBook, *, now: datetime, quotes: Quotes | None
+) -> str | None:
+    """A model of the same provider and access with which the same call is not denied; None if there is none,
+    or the check names no model and tokens.
+    """
+    cheaper, cost = getattr(quotes, "cheaper", None), judged.costs.list_usd
+    estimate = request.estimate
+    if cheaper is None or request.model is None or estimate is None or estimate.usd or not cost:
+        return None
+    denying = [each for each in judged.verdicts.values() if each.action == "deny"]
+    room = min((each.left for each in denying if _is_money(each) and each.left is not None), default=cost)
+    at_most = cost if any("model" in book.scope_of(each.figures.id) for each in denying) else min(room, cost)
+    usage = {"input": estimate.input_tokens or 0, "output": estimate.output_tokens or 0}
+    offered: Iterable[str] = cheaper(
+        judged.told.get("provider"), model=request.model, at=now, usage=usage, at_most=at_most
+    )
+    for name in islice(offered, _MAX_TRIED):
+        other = request.model_copy(update={"model": name})
+        if book.judge(other, now, quotes).reply.decision != "deny":
+            return name
+    return None
+
+
+def _is_money(verdict: Verdict) -> bool:
+    return verdict.figures.meter.endswith("_usd")
 
 
 def largest_output(

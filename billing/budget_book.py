@@ -177,6 +177,10 @@ class BudgetBook:
         state = self._states.get(budget_id)
         return None if state is None else state.budget
 
+    def scope_of(self, budget_id: str) -> dict[str, str]:
+        """The dimensions that a budget names: dimension -> value."""
+        return self._states[budget_id].budget.scope.dimensions()
+
     def of_settings(self) -> dict[str, Budget]:
         """The budgets that settings defined, by id."""
         return {each.id: each for each in self.all() if each.origin == "settings"}

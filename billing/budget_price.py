@@ -63,8 +63,9 @@ class Quote(Protocol):
 
 
 class Quotes(Protocol):
-    """The catalogue's prices. It may also offer `dearest(usage=, at=)`, the highest price of any model, and
-    `account_access(account_id, provider=, at=)`, what the operator says of an account.
+    """The catalogue's prices. It may also offer `dearest(usage=, at=)`, the highest price of any model,
+    `account_access(account_id, provider=, at=)`, what the operator says of an account, and
+    `cheaper(provider, model=, at=, usage=, at_most=)`, names of models that cost less.
     """
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
@@ -95,7 +96,7 @@ class RememberedQuotes:
         self._tariffs = tariffs
         self._minute = -1
         self._known: dict[tuple[str | None, str], Tariff] = {}
-        for name in ("dearest", "account_access"):
+        for name in ("dearest", "cheaper", "account_access"):
             if (method := getattr(tariffs, name, None)) is not None:
                 setattr(self, name, method)
 

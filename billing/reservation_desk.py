@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from billing.budget import BudgetEvent, CheckReply, CheckRequest, decimal_text
-from billing.budget_advice import advice_on
+from billing.budget_advice import advise
 from billing.budget_book import BudgetBook, Judged, event_of
 from billing.budget_price import Costs, Quotes, settled
 from billing.reservation import (
@@ -176,8 +176,7 @@ class ReservationDesk:
         ):
             return judged
         now = self._clock()
-        advice = advice_on(request, judged, now=now, quotes=self.quotes)
-        judged.reply.advice.extend(advice)
+        advise(request, judged, self.book, now=now, quotes=self.quotes)
         if event := event_of(request, judged.reply, now):
             self._keep(event)
         return judged

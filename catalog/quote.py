@@ -6,7 +6,7 @@ digit. It imports neither Polars nor the price source. An unknown price is None 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from catalog.accounts import AccountRule, chosen_rule, fitting_rules
 from catalog.arithmetic import Line, UnpricedPart, cost, lines, quick_cost
+from catalog.cheaper import Cheaper
 from catalog.dearest import Dearest
 from catalog.finder import PriceFinder, Target
 from catalog.load import load_table
@@ -72,6 +73,7 @@ class Quotes:
     ) -> None:
         self._resolver, self._finder, self._accounts = resolver, finder, accounts
         self._dearest = Dearest(finder.table)
+        self._cheaper = Cheaper(resolver, finder)
         self.book = resolver.book
         self.version = version
 
@@ -111,6 +113,21 @@ class Quotes:
         fits = fitting_rules(self._accounts, account_id=account_id, service=None, at=at)
         rule = chosen_rule(self._accounts, fits, provider)
         return None if rule is None else rule.access
+
+    def cheaper(
+        self,
+        provider: str | None = None,
+        *,
+        model: str,
+        at: datetime,
+        usage: Mapping[str, int],
+        at_most: Decimal,
+    ) -> Iterator[str]:
+        """Models of the same provider, lab and access that cost about `at_most` USD for `input` and `output`
+        tokens, those first whose names are nearest.
+        """
+        told, given = usage.get("input", 0), usage.get("output", 0)
+        return self._cheaper.models(provider, model, told=told, given=given, at=at, at_most=at_most)
 
     def dearest(self, *, usage: Mapping[str, int], at: datetime) -> Quote:
         """Price `usage` at the highest list price of any model at an instant (standard mode)."""

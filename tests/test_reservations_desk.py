@@ -343,6 +343,34 @@ async def test_the_largest_output_that_fits_is_advised_and_fits() -> None:
         assert reply.decision == decision
 
 
+async def test_a_cheaper_model_of_the_same_provider_is_advised_and_fits() -> None:
+    catalog = pytest.importorskip("catalog.quote")
+    front = Front(
+        {"id": "b", "limit": "0.03"},
+        {"id": "mini", "limit": "0.001", "scope": {"model": "openai/gpt-4o-mini"}},
+        {"id": "haiku", "limit": "9", "scope": {"provider": "anthropic"}},
+    )
+    quotes = front.desk.quotes = catalog.Quotes.load()
+    estimate = {"input_tokens": 12_000, "output_tokens": 2_000}
+    for model, provider in (("gpt-4o", "openai"), ("claude-sonnet-4-5", "anthropic")):
+        denied = await front.check(model=model, estimate=estimate)
+        assert denied.decision == "deny"
+        assert denied.cheaper_model is not None
+        assert f"with the model {denied.cheaper_model} the call fits" in denied.advice
+        found = quotes.quote(model=denied.cheaper_model, at=NOW, usage={"input": 12_000, "output": 2_000})
+        assert found.list_cost_usd <= Decimal("0.03")
+        assert found.resolution.provider == provider
+        assert found.resolution.model != "openai/gpt-4o-mini"  # its own budget has no room for it
+        assert (await front.check(model=denied.cheaper_model, estimate=estimate)).decision == "allow"
+    for fields in ({"model": "gpt-4o", "estimate": {"usd": "1"}}, {"estimate": {"usd": "1"}}):
+        assert (await front.check(**fields)).cheaper_model is None
+    front = Front({"id": "calls", "meter": "calls", "limit": "1"})
+    front.desk.quotes = quotes
+    await front.check(model="gpt-4o", estimate=estimate, reserve=True)
+    denied = await front.check(model="gpt-4o", estimate=estimate)
+    assert (denied.decision, denied.cheaper_model, denied.max_output_tokens) == ("deny", None, None)
+
+
 async def test_the_journal_s_records_say_all_that_is_needed() -> None:
     front = Front({"id": "b"})
     reply = await front.reserve("0.5", scope={"team": "a", "labels": {"x": "y"}}, trace_id="b" * 32)
