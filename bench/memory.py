@@ -15,7 +15,7 @@ PART: Final = "memory, PSS in MiB"
 
 
 def measure(plan: Run) -> None:
-    """Ten seconds after the start, then during a burst of the largest requests until all is published."""
+    """Once it has come to rest, then during a burst of the largest requests until all is published."""
     plan.say(f"memory: idle for {plan.lengths.idle_s:.0f} s, then a burst")
     with Tollbook(plan.folder) as house:
         time.sleep(plan.lengths.idle_s)

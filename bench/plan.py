@@ -49,7 +49,7 @@ FULL = Lengths(
     settle_s=4,
     visibility_s=15,
     check_s=3,
-    idle_s=10,
+    idle_s=20,
     backlog_requests=800,
     appends=20_000,
 )
@@ -60,7 +60,7 @@ QUICK = Lengths(
     settle_s=2,
     visibility_s=6,
     check_s=2,
-    idle_s=10,
+    idle_s=20,
     backlog_requests=200,
     appends=3_000,
 )

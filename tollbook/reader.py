@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # Arrow loads it where it finds it, and needs none
+
 import duckdb
 import orjson
 import pyarrow as pa
