@@ -1,7 +1,7 @@
 """`python -m bench`: measure tollbook on this machine, beside peers, and write it down.
 
 Every cell starts a real `tollbook serve` with its ledger and a fresh data directory, and fails loudly if an
-acknowledged call is missing from the ledger afterwards. It takes a quarter of an hour; `--quick` five minutes.
+acknowledged call is missing from the ledger afterwards. It takes a quarter of an hour; `--quick` five.
 """
 
 from __future__ import annotations
