@@ -11,13 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from proxy.caller import read_caller
+from proxy.caller import Caller, Headers, read_caller
 from proxy.carrier import Carrier
 from proxy.exchange import Exchange
 from proxy.failure import FailureKind, failure
 from proxy.refusal import Refused
 from proxy.relay import Client
-from proxy.wire import Operation, UnreadableRequest, operation_of, parse, said
+from proxy.wire import Operation, UnreadableRequest, WireFormat, operation_of, parse, said
 
 __all__ = ["ProxyHttp", "is_proxy_path"]
 
@@ -32,31 +32,46 @@ class _Gone(Exception):
     """The caller went away before its request was whole."""
 
 
-def is_proxy_path(method: str, path: str) -> Operation | None:
-    """The operation of a live call; None if the path is none of the proxy's."""
-    return operation_of(path) if method == "POST" else None
+MODELS_PATH = "/v1/models"
+ListModels = Callable[[Caller], Awaitable[tuple[Headers, bytes]]]
+
+
+def is_proxy_path(method: str, path: str) -> bool:
+    """Whether `ProxyHttp` answers this: a live call, or the list of models."""
+    return operation_of(path) is not None if method == "POST" else method == "GET" and path == MODELS_PATH
 
 
 class ProxyHttp:
     """The ASGI application of the paths of live calls."""
 
-    def __init__(self, carrier: Carrier, *, max_body_bytes: int) -> None:
+    def __init__(self, carrier: Carrier, list_models: ListModels, *, max_body_bytes: int) -> None:
         self._carrier = carrier
+        self._list_models = list_models
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        operation = operation_of(scope["path"])
-        assert operation is not None, "ask is_proxy_path first"
         client = Client(send)
+        operation = operation_of(scope["path"])
+        if operation is None:
+            return await self._models(scope, client)
         try:
             exchange = await self._exchange(operation, scope, receive)
         except _Gone:
-            return
+            return None
         except Refused as refused:
-            await client.fail(refused.failure, operation.wire_format)
-            return
-        await self._carry(exchange, client, receive)
+            return await client.fail(refused.failure, operation.wire_format)
+        return await self._carry(exchange, client, receive)
+
+    async def _models(self, scope: Scope, client: Client) -> None:
+        headers = [(name, value) for name, value in scope["headers"]]
+        caller = read_caller(headers, scope.get("query_string", b""), {})
+        try:
+            told, body = await self._list_models(caller)
+        except Refused as refused:
+            return await client.fail(refused.failure, WireFormat.OPENAI_CHAT)
+        await client.start(200, [*told, (b"content-length", str(len(body)).encode())])
+        return await client.end(body)
 
     async def _carry(self, exchange: Exchange, client: Client, receive: Receive) -> None:
         """Carry the call for as long as the caller is there."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from catalog.endpoints import Endpoint
 from catalog.provider_facts import Provider
 from proxy.catalogue import HOMES, Catalogue
-from proxy.doors import DoorSettings
+from proxy.doors import Door, DoorSettings
 from proxy.exchange import CredentialKind, Exchange, Target
 from proxy.failure import FailureKind
 from proxy.keys import KeyKind, access_by_headers, kinds_of, misplaced
@@ -83,6 +83,10 @@ class Chooser:
 
     # --- which door, with which key ---
 
+    def door(self, provider: str, access: str) -> Door | None:
+        """The operator's own word about a door."""
+        return self._doors.find(provider, access)
+
     def target(
         self,
         exchange: Exchange,
@@ -106,7 +110,7 @@ class Chooser:
             why := misplaced(shown.kinds, provider.id, door.access)
         ):
             raise Refused(FailureKind.AUTH, f"refused before anything was sent: {why}", code="wrong_key")
-        own = self._doors.find(provider.id, door.access)
+        own = self.door(provider.id, door.access)
         return Target(
             endpoint=door,
             base_url=own.base_url if own and own.base_url else door.base_url,

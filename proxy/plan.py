@@ -58,25 +58,29 @@ class Planner:
 
     def __init__(self, chooser: Chooser, table: RouteTable, health: Health) -> None:
         self.chooser = chooser
-        self._table = table
+        self.table = table
         self._health = health
         self._chance = random.Random()  # noqa: S311  # to spread calls, not to guard them
 
     def plan(self, exchange: Exchange) -> Plan:
         """What is tried for a call. Raises Refused where nothing can be."""
-        route = self._table.find(exchange.model, named=exchange.caller.route)
-        if route is None:
-            if exchange.caller.route is not None:
-                sentence = f"there is no route {exchange.caller.route!r}"
-                raise Refused(FailureKind.INVALID_REQUEST, sentence, code="no_route")
-            return Plan([Step(self.chooser.choose(exchange))])
-        exchange.route = route.name
-        plan = Plan(self.steps(route, exchange), route)
-        if not plan.rest():
+        plan = self.all_steps(exchange)
+        if (route := plan.route) is not None and not plan.rest():
             why = "; ".join(f"{step.rule.provider}: {step.why_not}" for step in plan.steps if step.rule)
             sentence = f"no target of the route {route.name!r} can serve this call: {why}"
             raise Refused(FailureKind.INVALID_REQUEST, sentence, code="no_target")
         return plan
+
+    def all_steps(self, exchange: Exchange) -> Plan:
+        """The same, also where no step has a target. Raises Refused where there is no route either."""
+        route = self.table.find(exchange.model, named=exchange.caller.route)
+        if route is not None:
+            exchange.route = route.name
+            return Plan(self.steps(route, exchange), route)
+        if exchange.caller.route is not None:
+            sentence = f"there is no route {exchange.caller.route!r}"
+            raise Refused(FailureKind.INVALID_REQUEST, sentence, code="no_route")
+        return Plan([Step(self.chooser.choose(exchange))])
 
     def steps(self, route: Route, exchange: Exchange) -> list[Step]:
         """Every target of a route in the order of this call; those that rest come last."""

@@ -6,18 +6,22 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from ingest.journal import Journal, JournalError
 from proxy.allowance import Allowance
 from proxy.app import ProxyHttp
+from proxy.caller import Caller, Headers
 from proxy.carrier import Carrier
 from proxy.catalogue import Catalogue
 from proxy.choice import Chooser
 from proxy.doors import DoorSettings
+from proxy.explain import ExplainRequest, explain
 from proxy.failure import FailureKind
 from proxy.inflight import InFlight
+from proxy.models import ModelLists
 from proxy.plan import Planner
 from proxy.refusal import Refused
 from proxy.route_files import RouteFiles
@@ -57,15 +61,17 @@ class Proxy:
         self.vault = Vault(data_dir / "keys")
         self.routes = RouteFiles(data_dir)
         self._inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
+        upstream = Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls)
+        self._lists = ModelLists(upstream, self.vault)
         self.carrier = Carrier(
             self.planner,
             allowance=Allowance(desk),
             journal=journal,
-            upstream=Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls),
+            upstream=upstream,
             inflight=self._inflight,
             max_answer_bytes=limits.max_answer_bytes,
         )
-        self.http = ProxyHttp(self.carrier, max_body_bytes=limits.max_request_bytes)
+        self.http = ProxyHttp(self.carrier, self._list_models, max_body_bytes=limits.max_request_bytes)
 
     def planner(self) -> Planner:
         """The planner by the catalogue and the routes of now. Raises Refused while the house starts."""
@@ -77,6 +83,14 @@ class Proxy:
             chooser = Chooser(Catalogue(quotes), self.vault, DoorSettings(self.routes.doors))
             self._known = Planner(chooser, self.routes.table, self.carrier.health)
         return self._known
+
+    async def _list_models(self, caller: Caller) -> tuple[Headers, bytes]:
+        planner = self.planner()
+        return await self._lists.answer(planner.chooser, planner.table, caller)
+
+    def explain(self, asked: ExplainRequest) -> dict[str, Any]:
+        """What would happen to a call. Raises Refused."""
+        return explain(self.planner(), asked)
 
     def put_route(self, route: Route) -> None:
         """Define a route, durably. Raises RoutesFileError."""

@@ -18,6 +18,8 @@ import uvicorn
 from billing.budget import Budget, CheckReply, CheckRequest
 from billing.budget_book import BudgetBook
 from billing.reservation_desk import ReservationDesk
+from proxy.proxy import Limits as ProxyLimits
+from proxy.proxy import Proxy
 from tests.shell_house import publish
 from tollbook.api import BudgetCheck, create_app
 from tollbook.api_reservations import is_budget_path
@@ -48,6 +50,9 @@ class StandingHouse:
         self.readers = ReaderPool(data_dir / "usage.duckdb", LIMITS)
         self.desk = FaultyDesk(self._append)
         self.desk.take_snapshot({"seq": 0, "offset": 4096, "at_s": 0, "budgets": []})
+        nothing: Any = None  # no call is carried
+        limits = ProxyLimits(max_in_flight_calls=1)
+        self.proxy = Proxy(data_dir, journal=nothing, desk=self.desk, quotes=lambda: None, limits=limits)
         self.settings = Settings(server=Server(data_dir=data_dir))
         self.places: dict[str, str] = {}
         self.explained: list[tuple[str, datetime]] = []

@@ -323,6 +323,34 @@ def test_another_dialect_is_translated_both_ways(place: Place) -> None:
     assert refused.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index, call-overload]
 
 
+def test_models_are_listed_by_names_that_mean_one_thing(place: Place) -> None:
+    listed = [model.id for model in place.openai().models.list()]
+    assert listed == ["code", "free", "sized", "kimi-for-coding/listed-model", "openai/listed-model"]
+    assert [model.id for model in place.anthropic("tollbook").models.list()][-1] == listed[3]
+    asked = [each for each in place.models.arrived if each.path.endswith("/models")]
+    assert len(asked) == 2, "the second time they are remembered"
+
+
+def test_routes_by_api_and_explained(place: Place) -> None:
+    target = [{"provider": "openai", "model": "gpt-4.1", "credential": "caller"}, {"provider": "groq"}]
+    request = urllib.request.Request(
+        f"{place.house.http}/api/v1/routes/quick",
+        json.dumps({"models": ["quick"], "target": target}).encode(),
+        {"content-type": "application/json"},
+        method="PUT",
+    )
+    urllib.request.urlopen(request).close()
+    reply = place.openai().chat.completions.create(model="quick", **said())
+    assert reply.choices[0].message.content == TEXT and place.last.json()["model"] == "gpt-4.1"
+    asked = {"model": "quick", "headers": {"authorization": f"Bearer {OPENAI_KEY}"}}
+    told = place.house.post("/api/v1/routes/explain", asked)
+    first, second = told["steps"]
+    assert (told["route"], first["access"], first["key"]) == ("quick", "payg", "caller")
+    assert first["url"] == f"{place.models.url}/openai/chat/completions"
+    assert "belong to openai" in second["why_not"]
+    assert OPENAI_KEY not in json.dumps(told)
+
+
 def test_what_is_ambiguous_is_refused_with_the_ways_to_settle_it(place: Place) -> None:
     with pytest.raises(openai.BadRequestError, match=r"/glm-4\.6`"):
         place.openai(key="tollbook").chat.completions.create(model="glm-4.6", **said())

@@ -21,6 +21,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from billing.budget import Budget, BudgetError, CheckReply, CheckRequest
+from proxy.explain import ExplainRequest
+from proxy.routes import Route
 from tollbook import metrics_page
 from tollbook.api_budgets import (
     CHECK_PATH,
@@ -38,6 +40,7 @@ from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, a
 from tollbook.api_catalog import add_catalog_routes
 from tollbook.api_emitters import EmittersReply, answer_emitters
 from tollbook.api_reservations import REQUESTS, add_reservation_routes, answer_check
+from tollbook.api_routes import add_route_routes
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
 from tollbook.house import House
 from tollbook.problems import KINDS, MEDIA_TYPE, Problem
@@ -122,6 +125,7 @@ def create_app(house: House) -> FastAPI:
     _add_budgets(app, house)
     add_reservation_routes(app, house)
     add_catalog_routes(app, house)
+    add_route_routes(app, house)
     _add_operations(app, house)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     return app
@@ -271,7 +275,7 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        requests: list[type[BaseModel]] = [Budget, CheckRequest, *REQUESTS]
+        requests: list[type[BaseModel]] = [Budget, CheckRequest, ExplainRequest, Route, *REQUESTS]
         _, bodies = models_json_schema([(each, "validation") for each in requests], ref_template=REF)
         document["components"]["schemas"].update(bodies["$defs"])
         app.openapi_schema = document

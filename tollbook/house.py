@@ -9,6 +9,7 @@ from billing.budget import Budget
 from billing.budget_book import BudgetBook
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
+from proxy.proxy import Proxy
 from tollbook.reader_pool import ReaderPool
 from tollbook.settings import Settings
 
@@ -43,6 +44,8 @@ class House(Protocol):
         """Where checks are answered and reservations are kept; it raises BudgetError or Problem."""
         ...
 
+    @property
+    def proxy(self) -> Proxy: ...
     @property
     def settings(self) -> Settings: ...
 
