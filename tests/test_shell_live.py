@@ -79,6 +79,15 @@ def test_a_call_is_explained_down_to_its_records(house: House) -> None:
     assert told["price"]
 
 
+def test_plans_are_shown_with_their_windows(house: House) -> None:
+    told = tollbook(house, "plans", "--json")
+    windows = {(row["plan_id"], row["quota"]) for row in told["windows"]}
+    assert {row["plan_id"] for row in told["values"]} == {plan for plan, _ in windows}
+    assert told["as_of"] and all(row["used_from"] in (None, "calls") for row in told["windows"])
+    shown = tollbook(house, "plans")
+    assert ("breaks even" in shown) == bool(windows)
+
+
 def test_a_budget_counts_what_was_recorded(house: House) -> None:
     options = ("--id", "live", "--limit", "0.01", "--meter", "list_usd", "--period", "total")
     tollbook(house, "budget", "set", *options)

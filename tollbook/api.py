@@ -39,6 +39,7 @@ from tollbook.api_budgets import (
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
 from tollbook.api_catalog import add_catalog_routes
 from tollbook.api_emitters import EmittersReply, answer_emitters
+from tollbook.api_plans import PlansReply, answer_plans
 from tollbook.api_reservations import REQUESTS, add_reservation_routes, answer_check
 from tollbook.api_routes import add_route_routes
 from tollbook.api_usage import UsageQuery, UsageReply, answer_usage
@@ -152,6 +153,11 @@ def _add_figures(app: FastAPI, house: House) -> None:
     async def emitters() -> Response:
         """Who tells of calls, how completely, and what to change."""
         return _table(await answer_emitters(house.readers))
+
+    @app.get("/api/v1/plans", responses=_json(PlansReply), response_class=Response, tags=["figures"])
+    async def plans() -> Response:
+        """Where plans stand: windows, pace, value against the fee, the fee over teams."""
+        return _table(await answer_plans(house.readers))
 
     @app.post("/api/v1/sql", responses=_tables(SqlReply), response_class=Response, tags=["figures"])
     async def sql(request: Request, asked: SqlRequest) -> Response:

@@ -18,6 +18,7 @@ from tollbook.cli_budget import budget_app
 from tollbook.cli_catalog import catalog_app, price_app
 from tollbook.cli_common import Csv, Json, Url, print_bytes, print_json, server, split_names
 from tollbook.cli_keys import keys_app
+from tollbook.cli_plans import plans
 from tollbook.cli_route import route_app
 from tollbook.errors import TollbookError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(budget_app)
 app.add_typer(price_app)
 app.add_typer(catalog_app)
+app.command()(plans)
 app.add_typer(keys_app)
 app.add_typer(route_app)
 

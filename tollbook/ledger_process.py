@@ -39,6 +39,8 @@ PUBLISH_REST = 3
 PUBLISH_REST_BEHIND = 12
 """The same while a backlog waits to be loaded: what is not in the ledger cannot be shown at all."""
 REST_AFTER_S = 3.0
+PLANS_INTERVAL_S = 300.0
+"""Plans follow the clock as well as the calls: how often they are published while nothing comes."""
 NICENESS = 5
 
 
@@ -103,7 +105,7 @@ class LedgerProcess:
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._rested = False
         self._changed = threading.Event()
-        self._tidied = time.monotonic()
+        self._tidied = self._published_at = time.monotonic()
 
     def run(self) -> None:
         """Serve until the front says stop."""
@@ -155,6 +157,8 @@ class LedgerProcess:
             self._ledger.settle()
             _give_back_memory()
         self._tidy()
+        if self._publisher.plans.in_use and time.monotonic() - self._published_at > PLANS_INTERVAL_S:
+            self._changed.set()
 
     def _load_all(self) -> None:
         """Load up to what is durable now: while one batch is committed, the next is being decoded."""
@@ -192,7 +196,8 @@ class LedgerProcess:
             self._changed.clear()
             began = time.monotonic()
             position = self._publisher.publish()
-            took = time.monotonic() - began
+            self._published_at = time.monotonic()
+            took = self._published_at - began
             self._channel.send({"type": "published", "position": position, "took_s": took})
             if not self._stopping:
                 rest = PUBLISH_REST_BEHIND if self._is_behind() else PUBLISH_REST
