@@ -106,9 +106,26 @@ def render_event(failure: Failure, wire_format: WireFormat, *, sequence_number: 
     """The event that ends a stream of `wire_format` which has already begun."""
     body = error_body(failure, wire_format)
     if wire_format is WireFormat.OPENAI_RESPONSES:
-        told = {key: body["error"][key] for key in ("code", "message", "param")}
-        return encoded(dumps({"type": "error", "sequence_number": sequence_number, **told}), b"error")
+        return _failed_response(body["error"], sequence_number)
     return encoded(dumps(body), b"error" if wire_format is WireFormat.ANTHROPIC_MESSAGES else b"")
+
+
+def _failed_response(error: dict[str, Any], sequence_number: int) -> bytes:
+    """Two events: OpenAI's SDKs raise at the `error` inside the first, Codex reads only the second."""
+    told = {key: error[key] for key in ("code", "message", "param")}
+    first = {"type": "error", "sequence_number": sequence_number, **told, "error": error}
+    response = {
+        "id": "",
+        "object": "response",
+        "created_at": 0,
+        "status": "failed",
+        "model": "",
+        "output": [],
+    }
+    response |= {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+    response |= {"error": {"code": error["code"], "message": error["message"]}}
+    second = {"type": "response.failed", "sequence_number": sequence_number + 1, "response": response}
+    return encoded(dumps(first), b"error") + encoded(dumps(second), b"response.failed")
 
 
 def error_body(failure: Failure, wire_format: WireFormat) -> dict[str, Any]:

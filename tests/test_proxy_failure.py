@@ -225,7 +225,10 @@ def test_an_error_ends_a_stream_as_its_format_has_it() -> None:
     )
     assert json.loads(told[RESPONSES].data) == {
         "type": "error", "sequence_number": 4, "code": "overloaded", "message": "busy", "param": None,
+        "error": {"type": "server_error", "code": "overloaded", "message": "busy", "param": None},
     }  # fmt: skip
+    failed = EventReader().feed(render_event(found, RESPONSES))[1]
+    assert json.loads(failed.data)["response"]["error"] == {"code": "overloaded", "message": "busy"}
     assert json.loads(told[CHAT].data)["error"]["message"] == "busy"
     assert json.loads(told[GOOGLE].data)["error"]["status"] == "UNAVAILABLE"
 

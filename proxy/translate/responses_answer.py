@@ -364,12 +364,10 @@ def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int) -> Js
 
 def written_usage(counts: Counts) -> Json:
     prompt, output = counts.input_tokens or 0, counts.output_tokens or 0
-    details = {"cached_tokens": counts.cache_read_tokens or 0}
-    if counts.cache_write_tokens:
-        details["cache_write_tokens"] = counts.cache_write_tokens
+    read, written = counts.cache_read_tokens or 0, counts.cache_write_tokens or 0
     return {
         "input_tokens": prompt,
-        "input_tokens_details": details,
+        "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens or 0},
         "total_tokens": prompt + output,
