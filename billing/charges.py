@@ -57,6 +57,11 @@ _INNER = (
     "plan_hint",
     "scope",
 )
+EVIDENCE = (
+    *("provider_name", "server_address", "server_port", "url"),
+    *("access_hint", "access_evidence", "operation"),
+)
+"""What the catalogue reads of a call beside its row."""
 _OUTER = (
     "emitter",
     "service",
@@ -187,6 +192,7 @@ def _facts(merged: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("signal") != "metric").then(pl.lit(1, pl.Int64)).alias("call_count"),
         pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
         hex_digits("span_id"),
+        pl.struct(EVIDENCE).alias("evidence"),
     )
 
 
@@ -202,4 +208,4 @@ def _finish(priced: pl.DataFrame, now: datetime) -> pl.DataFrame:
         "revision": pl.lit(1, pl.Int32),
         "recorded_at": pl.lit(now).cast(pl.Datetime("us", "UTC")),
     }
-    return priced.with_columns(**absent).select(tables.names(tables.CALLS))
+    return priced.with_columns(**absent).select(tables.names(tables.LEDGER_CALLS))

@@ -109,32 +109,49 @@ def _line(emitter: str, lack: str) -> str:
     return next(text for name, what, text in ADVICE if what == lack and emitter.startswith(name))
 
 
-def count(
-    connection: duckdb.DuckDBPyConnection,
-    observed: pl.DataFrame,
-    points: pl.DataFrame,
-    *,
-    removed: pl.DataFrame,
-    written: pl.DataFrame,
+def count_calls(
+    connection: duckdb.DuckDBPyConnection, *, removed: pl.DataFrame, written: pl.DataFrame
 ) -> None:
-    """Follow one commit: its fresh records and points, and the calls it removed and wrote."""
-    _count_records(connection, observed, points)
+    """Follow the calls that a commit removed and wrote."""
     told = pl.concat([_measured(written, 1), _measured(removed, -1)]).group_by("emitter")
     totals = told.agg(pl.col(_COUNTS).sum()).filter(pl.any_horizontal(pl.col(_COUNTS) != 0))
     append(connection, "emitter_calls", totals)
 
 
-def _count_records(
+def count_records(
     connection: duckdb.DuckDBPyConnection, observed: pl.DataFrame, points: pl.DataFrame
 ) -> None:
-    version = pl.col("scope_version").alias("version")
-    records = observed.select("emitter", "signal", version, pl.col("effective_at").alias("last_seen"))
+    """Follow a commit's fresh records and points."""
     metrics = points.select(
-        "emitter", pl.lit("metric").alias("signal"), version, pl.col("measured_at").alias("last_seen")
+        "emitter",
+        pl.lit("metric").alias("signal"),
+        pl.col("scope_version").alias("version"),
+        pl.col("measured_at").alias("last_seen"),
+        pl.lit(1, pl.Int64).alias("records"),
     )
-    fresh = pl.concat([records, metrics]).group_by("emitter", "signal", "version")
-    rows = fresh.agg(pl.len().cast(pl.Int64).alias("records"), pl.col("last_seen").max())
-    append(connection, "emitter_records", rows)
+    _add_records(connection, pl.concat([_records(observed, 1), metrics]))
+
+
+def recount_records(
+    connection: duckdb.DuckDBPyConnection, *, before: pl.DataFrame, after: pl.DataFrame
+) -> None:
+    """Follow stored records that were read anew."""
+    _add_records(connection, pl.concat([_records(before, -1), _records(after, 1)]))
+
+
+def _records(observed: pl.DataFrame, each: int) -> pl.DataFrame:
+    return observed.select(
+        "emitter",
+        "signal",
+        pl.col("scope_version").alias("version"),
+        pl.col("effective_at").alias("last_seen"),
+        pl.lit(each, pl.Int64).alias("records"),
+    )
+
+
+def _add_records(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> None:
+    fresh = told.group_by("emitter", "signal", "version")
+    append(connection, "emitter_records", fresh.agg(pl.col("records").sum(), pl.col("last_seen").max()))
 
 
 def count_fidelity(connection: duckdb.DuckDBPyConnection, told: pl.DataFrame) -> None:

@@ -7,9 +7,9 @@ is exact. It refuses to decide anything: fusion says what is one call, charges s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,15 +18,19 @@ import duckdb
 import polars as pl
 
 from billing import emitters, spend, tables
+from billing.changes import Changed, reasons
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.evidence import append_observations, keyed
 from billing.fusion import HORIZON, fuse
+from billing.jobs import JobBook
 from billing.metrics import MetricBook, unseen_points
 from billing.plan_quota import HeaderReader, note_quotas
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
+from billing.reread import Rereading, counted, retired, told_of, written_again
 from billing.rollup import SLOT
 from billing.standing import telling
-from billing.store import OBSERVED, append, connect, frames, read
+from billing.store import CALL_LISTS, OBSERVED, append, connect, frames, read
+from ingest.dialect import Dialects
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
 
 _FOLD_EVERY = 256
@@ -103,8 +107,23 @@ class LedgerCatalog(Pricing, HeaderReader, Protocol):
     """What the ledger needs of the catalogue."""
 
 
+Work = Callable[[int, datetime], Changed]
+"""What a job over history does in one transaction, of this number at this time: the rows of `calls` it has
+taken out and put in.
+"""
+
+
+Noting = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+"""Rows removed (with `superseded_by`) and written -> the removed ones with what is to be noted of them."""
+
+
+def _as_told(removed: pl.DataFrame, written: pl.DataFrame) -> pl.DataFrame:
+    del written
+    return removed
+
+
 class Ledger:
-    """The open ledger. One thread writes; others take a `cursor`."""
+    """The open ledger. One thread writes; others take a `cursor`. `jobs` are the jobs over history."""
 
     def __init__(
         self,
@@ -122,6 +141,7 @@ class Ledger:
         self._metrics = MetricBook(connection, pricing)
         self._no_calls: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame] | None = None
         self._feed = spend.SpendFeed(connection, epoch=epoch, news_until=news_until)
+        self.jobs = JobBook(connection)
 
     @classmethod
     def open(
@@ -171,6 +191,85 @@ class Ledger:
         self._commit_no, self.position = self._commit_no + 1, batch.position
         return commit
 
+    def rewrite(self, work: Work) -> Commit:
+        """Commit what a job over history does in one transaction, whole, or raise and leave nothing of it."""
+        now = datetime.now(UTC)
+        try:
+            with self._transaction():
+                changed = work(self._commit_no + 1, now)
+                commit = self._close(
+                    changed.removed, changed.written, self._commit_no + 1, self.position, now
+                )
+        except BaseException:
+            self._feed.rolled_back()
+            raise
+        self._feed.committed()
+        self._commit_no += 1
+        return commit
+
+    def rehearse(self, work: Work) -> Changed:
+        """What `rewrite` would do; nothing of it stays."""
+        self._db.execute("BEGIN TRANSACTION")
+        try:
+            return work(self._commit_no + 1, datetime.now(UTC))
+        finally:
+            self._rollback()
+            self._feed.rolled_back()
+
+    def use(self, pricing: Pricing) -> None:
+        """Charge by another catalogue from now on; what is written stays as it is."""
+        self._pricing = pricing
+        self._metrics.use(pricing)
+
+    def replace(self, changed: Changed, *, job_id: str, commit_no: int) -> Changed:
+        """Inside a transaction: put rows of `calls` in the place of others, which a job has charged again."""
+        if len(changed.removed):
+            self._retire(changed.removed.with_columns(job_id=pl.lit(job_id)), commit_no)
+        append(self._db, "calls", changed.written, commit_no=commit_no)
+        self._feed.revised(changed.written)
+        return changed
+
+    def nothing(self, _commit_no: int, _now: datetime) -> Changed:
+        """Work that changes no call."""
+        none = read(self._db, f"SELECT {_CALL_COLUMNS} FROM calls LIMIT 0").cast(CALL_LISTS)  # type: ignore[arg-type]
+        return Changed(none, none)
+
+    def reread(
+        self,
+        reading: Rereading,
+        dialects: Dialects,
+        *,
+        job_id: str,
+        commit_no: int,
+        points_from: datetime,
+    ) -> Changed:
+        """Inside a transaction: write records that read otherwise now, and fuse and charge what that touches.
+
+        Sums of metrics before `points_from`, whose points may be forgotten, are left as they are.
+        """
+        reading, around = written_again(self._db, reading, dialects, commit_no=commit_no)
+        before, after = reading.before, reading.after
+
+        def noting(removed: pl.DataFrame, written: pl.DataFrame) -> pl.DataFrame:
+            told = reasons(removed, written, gone=retired(removed, reading.dropped))
+            return told.with_columns(job_id=pl.lit(job_id))
+
+        now = counted(pl.concat([after, around]))
+        known = pl.concat([before, after, around])
+        removed, written, _ = self._fuse(now, pl.DataFrame(schema=LINKS), known, commit_no, noting)
+        emitters.recount_records(self._db, before=told_of(before), after=told_of(after))
+        return Changed(
+            *self._book_metrics(
+                pl.DataFrame(schema=METRIC_POINTS),
+                pl.concat([before, after]),
+                removed,
+                written,
+                commit_no,
+                noting=noting,
+                again_from=points_from,
+            )
+        )
+
     def spend_snapshot(self) -> dict[str, Any]:
         """All budgets with their spend as of the last commit, for the front."""
         return self._feed.snapshot(position=self.position, now=datetime.now(UTC))
@@ -219,22 +318,29 @@ class Ledger:
         self._append_links(batch.links, commit_no)
         self._count_unrecognised(batch.unrecognised)
         append(self._db, "rejects", batch.rejects)
-        self._feed.apply_controls(batch.controls)
+        self._feed.apply_controls(self.jobs.take(batch.controls))
+        emitters.count_records(self._db, fresh, points)
+        emitters.count_fidelity(self._db, batch.fidelity)
+        commit = self._close(removed, written, commit_no, batch.position, now)
+        return replace(commit, repeated=len(batch.observations) - len(fresh))
+
+    def _close(
+        self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int, position: int, now: datetime
+    ) -> Commit:
+        """Let reservations, rollups, counts and budgets follow the calls, and number the transaction."""
+        removed = removed.select(written.columns)
         removed, written = self._settle(removed, written, commit_no)
         self._mark_dirty(removed, written, commit_no)
-        emitters.count(self._db, fresh, points, removed=removed, written=written)
-        emitters.count_fidelity(self._db, batch.fidelity)
+        emitters.count_calls(self._db, removed=removed, written=written)
         if not commit_no % _FOLD_EVERY:
             emitters.fold(self._db)
-        self._db.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, batch.position, now]
-        )
+        self._db.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, position, now])
         return Commit(
-            position=batch.position,
+            position=position,
             written=len(written),
             replaced=len(removed),
-            repeated=len(batch.observations) - len(fresh),
-            spend=self._feed.delta(before=removed, after=written, position=batch.position, now=now),
+            repeated=0,
+            spend=self._feed.delta(before=removed, after=written, position=position, now=now),
         )
 
     def _write_calls(
@@ -252,17 +358,29 @@ class Ledger:
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         counted = fresh.select(*OBSERVED).filter((pl.col("role") == COUNTED) | telling())
         old = related(self._db, counted, links)
-        everything = pl.concat([counted, old])
+        removed, written, fused = self._fuse(pl.concat([counted, old]), links, old, commit_no)
+        return removed, written, _noted(fresh, fused)
+
+    def _fuse(
+        self,
+        everything: pl.DataFrame,
+        links: pl.DataFrame,
+        known: pl.DataFrame,
+        commit_no: int,
+        noting: Noting = _as_told,
+    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """The calls removed and written, and the observations fused, of which `known` were stored before."""
         walked = pl.concat([links.select(list(LINKS)), stored_links(self._db, everything)])
         fused = fuse(everything, walked)
         charged = charge(fused, self._pricing, now=datetime.now(UTC))
-        removed, written = self._revised(charged, old) if len(old) else (charged.clear(), charged)
+        removed, written = self._revised(charged, known) if len(known) else (charged.clear(), charged)
         if len(removed):
-            self._retire(removed.join(_heirs(fused), on="call_id", how="left"), commit_no)
+            heirs = removed.join(_heirs(fused), on="call_id", how="left", maintain_order="left")
+            self._retire(noting(heirs, written), commit_no)
         append(self._db, "calls", written, commit_no=commit_no)
-        self._feed.claim(fused, written)
+        self._feed.claim(fused, written, removed)
         self._keep_alone(fused)
-        return removed, written, _noted(fresh, fused)
+        return removed, written, fused
 
     def _keep_alone(self, fused: pl.DataFrame) -> None:
         """Remember which aggregates stand for calls not known, so that those can be looked for."""
@@ -297,16 +415,21 @@ class Ledger:
         removed: pl.DataFrame,
         written: pl.DataFrame,
         commit_no: int,
+        *,
+        noting: Noting = _as_told,
+        again_from: datetime | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The same, with the sums that metrics tell of sources that tell of no calls."""
-        booked = self._metrics.take(points, fresh, now=datetime.now(UTC), commit_no=commit_no)
+        booked = self._metrics.take(
+            points, fresh, now=datetime.now(UTC), commit_no=commit_no, again_from=again_from
+        )
         if booked is None:
             return removed, written
         current, before = booked
         gone, come = self._replacing(current, self._calls_named(before))
         if len(gone):
             heirless = gone.with_columns(superseded_by=pl.lit(None, pl.String))
-            self._retire(heirless, commit_no)
+            self._retire(noting(heirless, come), commit_no)
         append(self._db, "calls", come, commit_no=commit_no)
         come, gone = come.select(written.columns), gone.select(removed.columns)
         return pl.concat([removed, gone]), pl.concat([written, come])
@@ -400,7 +523,7 @@ class Ledger:
 
 
 _OBSERVED = ", ".join(OBSERVED)
-_CALL_COLUMNS = ", ".join(tables.names(tables.CALLS))
+_CALL_COLUMNS = ", ".join(tables.names(tables.LEDGER_CALLS))
 _SAME_KIND = (
     "u.scope IS NOT DISTINCT FROM t.scope AND u.name IS NOT DISTINCT FROM t.name AND u.signal = t.signal"
 )

@@ -154,7 +154,7 @@ def _one_model() -> pl.Expr:
 def charged(told: pl.DataFrame, pricing: Pricing, *, now: datetime) -> pl.DataFrame:
     """Rows of `calls` from sums that nothing covers."""
     rows = charge(_as_observations(told), pricing, now=now)
-    return rows if rows.is_empty() else _without_tiers(rows, pricing)
+    return rows if rows.is_empty() else without_tiers(rows, pricing)
 
 
 def _as_observations(told: pl.DataFrame) -> pl.DataFrame:
@@ -195,7 +195,7 @@ _PRICED: Final[dict[str, dict[str, int]]] = {
 """Calls of a thousand tokens of one kind."""
 
 
-def _without_tiers(rows: pl.DataFrame, pricing: Pricing) -> pl.DataFrame:
+def without_tiers(rows: pl.DataFrame, pricing: Pricing) -> pl.DataFrame:
     """The rows priced by what a thousand tokens of each kind cost, which no tier of long prompts reaches."""
     amounts = rows.select(_amounts())
     unit = {kind: _unit_cost(rows, pricing, told) for kind, told in _PRICED.items()}
@@ -240,26 +240,39 @@ class MetricBook:
         self._pricing = pricing
 
     def take(
-        self, points: pl.DataFrame, calls: pl.DataFrame, *, now: datetime, commit_no: int
+        self,
+        points: pl.DataFrame,
+        calls: pl.DataFrame,
+        *,
+        now: datetime,
+        commit_no: int,
+        again_from: datetime | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """Store fresh points (`unseen_points`); the rows of `calls` that stand for what they, or records
         of calls just come, touch, and the ids of the rows that stood for it; None if that is nothing.
+
+        With `again_from` the records of calls were read anew and may have ceased to tell of any; hours before
+        it, whose points may be forgotten, are left as they are.
         """
         append(self._db, "metric_points", points, commit_no=commit_no)
-        touched = self._touched(points, calls)
+        touched = self._touched(points, calls, again_from)
         if touched.is_empty():
             return None
         told = covered(self._sums(touched), self._tellers(touched))
         rows = charged(told.filter(~pl.col("covered")), self._pricing, now=now)
         return rows, self._remember(touched, told, rows)
 
-    def _touched(self, fresh: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    def use(self, pricing: Pricing) -> None:
+        """Charge by another catalogue from now on."""
+        self._pricing = pricing
+
+    def _touched(self, fresh: pl.DataFrame, calls: pl.DataFrame, again_from: datetime | None) -> pl.DataFrame:
         """The service and hour of what has to be computed anew."""
         hour = pl.col("measured_at").dt.truncate("1h").alias("hour")
         place = ["service", "hour"]
         found = [fresh.select("service", hour), self._next_points(fresh).select("service", hour)]
-        if len(calls) and self._any_waiting():
-            found.append(self._hours_near(calls))
+        if len(calls) and (again_from is not None or self._any_waiting()):
+            found.append(self._hours_near(calls, again_from))
         return pl.concat(found).select(place).unique()
 
     def _next_points(self, fresh: pl.DataFrame) -> pl.DataFrame:
@@ -284,16 +297,20 @@ class MetricBook:
         query = "SELECT 1 FROM metric_hours WHERE NOT covered LIMIT 1"
         return self._db.execute(query).fetchone() is not None
 
-    def _hours_near(self, calls: pl.DataFrame) -> pl.DataFrame:
-        """The hours of metrics that stand for calls, of services that now tell of calls near them."""
+    def _hours_near(self, calls: pl.DataFrame, again_from: datetime | None) -> pl.DataFrame:
+        """The hours of metrics that stand for calls, of services that now tell of calls near them; with
+        `again_from` any hours since then.
+        """
+        which = "NOT m.covered" if again_from is None else "m.hour >= ?"
         near = calls.select("service", pl.col("started_at").dt.truncate("1h").alias("hour")).unique()
         with staged(self._db, near=near):
             query = (
                 "SELECT DISTINCT m.service, m.hour FROM metric_hours m JOIN near n "
                 "ON m.service IS NOT DISTINCT FROM n.service "
-                "AND m.hour BETWEEN n.hour - ?::INTERVAL AND n.hour + ?::INTERVAL WHERE NOT m.covered"
+                f"AND m.hour BETWEEN n.hour - ?::INTERVAL AND n.hour + ?::INTERVAL WHERE {which}"
             )
-            return read(self._db, query, [NEAR, NEAR]).cast({"hour": pl.Datetime("us", "UTC")})
+            bounds = [NEAR, NEAR] if again_from is None else [NEAR, NEAR, again_from]
+            return read(self._db, query, bounds).cast({"hour": pl.Datetime("us", "UTC")})
 
     def _sums(self, touched: pl.DataFrame) -> pl.DataFrame:
         first, last = touched["hour"].min(), touched["hour"].max()
@@ -334,7 +351,8 @@ class MetricBook:
             query = (
                 "SELECT DISTINCT service, instance, emitter, request_model, response_model, "
                 "date_trunc('hour', started_at) AS hour FROM observations o WHERE started_at BETWEEN ? AND ? "
-                "AND EXISTS (SELECT 1 FROM touched t WHERE t.service IS NOT DISTINCT FROM o.service)"
+                "AND role <> 'ignored' AND EXISTS "
+                "(SELECT 1 FROM touched t WHERE t.service IS NOT DISTINCT FROM o.service)"
             )
             found = read(self._db, query, [first - NEAR, last + NEAR + timedelta(hours=1)])
         return found.cast({"hour": pl.Datetime("us", "UTC")})

@@ -18,7 +18,8 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from billing import emitters, rollup, spend, tables
+from billing import emitters, jobs, rollup, spend, tables
+from billing.layout import LedgerUnfit, add_missing, columns_of
 from billing.plans import PlanTables
 from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
 from billing.slots import Slots
@@ -80,12 +81,19 @@ class Publisher:
         except duckdb.Error:
             log.warning("%s cannot be read; building it again from the ledger", self._staging.name)
             self._discard()
-        self._lay_out()
-        if self._meta("ledger_id") not in (None, self._ledger_id):
-            log.warning("%s follows another ledger; building it again", self._staging.name)
+        if fault := self._fault():
+            log.warning("%s %s; building it again", self._staging.name, fault)
             self._db.execute(f"DETACH {STAGING}")
             self._discard()
             self._lay_out()
+
+    def _fault(self) -> str | None:
+        """Lay the attached file out; why it cannot be gone on with, if it cannot."""
+        try:
+            self._lay_out()
+        except (LedgerUnfit, duckdb.BinderException):
+            return "has another layout"
+        return None if self._meta("ledger_id") in (None, self._ledger_id) else "follows another ledger"
 
     def _discard(self) -> None:
         for path in (self._staging, self._staging.with_name(self._staging.name + ".wal")):
@@ -95,9 +103,11 @@ class Publisher:
     def _lay_out(self) -> None:
         self._seals.lay_out()
         self._slots.lay_out()
-        for name, columns in tables.PUBLISHED.items():
-            if name != "calls":
-                self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
+        published = {name: columns for name, columns in tables.PUBLISHED.items() if name != "calls"}
+        for name, columns in published.items():
+            self._db.execute(tables.create_table(f"{STAGING}.{name}", columns))
+        wanted = columns_of(self._db, [tables.create_table(*table) for table in published.items()])
+        add_missing(self._db, wanted, name=STAGING)
         for statement in spend.published_ddl(STAGING):
             self._db.execute(statement)
         self._db.execute(_UNPRICED_VIEW)
@@ -124,6 +134,7 @@ class Publisher:
             self._append_revisions(since)
             self._apply_rollups(since)
             emitters.publish(self._db, STAGING)
+            jobs.publish(self._db, STAGING, since=since)
             self._note_changes(since)
         self.plans.publish(datetime.now(UTC))
         spend.publish(self._db, STAGING)

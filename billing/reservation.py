@@ -71,6 +71,7 @@ __all__ = [
     "read_batch",
     "read_settlement",
     "record",
+    "reservation_id_of",
     "told_costs",
 ]
 
@@ -337,6 +338,11 @@ def new_reservation_id() -> str:
 def call_id_of(reservation_id: str) -> str:
     """The id under which a settlement stands in `calls` until telemetry of the call takes its place."""
     return "c" + reservation_id.removeprefix("res_")
+
+
+def reservation_id_of(call_id: str) -> str:
+    """The reservation whose settlement stands in `calls` under this id."""
+    return "res_" + call_id[1:]
 
 
 def read_settlement(body: bytes) -> SettleRequest:

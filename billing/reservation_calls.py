@@ -22,12 +22,13 @@ from billing.reservation import Usage, call_id_of
 from billing.reservation_hold import moment
 from ingest.observation import OBSERVATIONS
 
-__all__ = ["SettledCall", "settlement_calls"]
+__all__ = ["SettledCall", "as_told_before", "settlement_calls"]
 
 _COVERED = ("subscription", "free", "local")
 _STATUS = {"subscription": "included", "free": "free", "local": "free", "unknown": "assumed"}
 _MONEY = pl.Decimal(18, 12)
 _PLAIN = ("team", "project", "environment", "agent", "user_id", "session_id", "account_id")
+_BY_THE_CHECK = "told by the check"
 _TOLD = {"provider": pl.String, "model": pl.String, "access": pl.String, "usd": _MONEY}
 
 
@@ -54,14 +55,34 @@ def settlement_calls(settled: Sequence[SettledCall], pricing: Pricing, *, now: d
     rows = [_observation(each) for each in settled]
     observed = pl.DataFrame(rows, schema=OBSERVATIONS).with_row_index("group")
     fused = observed.with_columns(pl.lit(value=True).alias("stands"), pl.col("group").cast(pl.UInt32))
-    charged = charge(fused, _AsTold(pricing, settled), now=now)
+    charged = charge(fused, _AsTold(pricing, _told_by(settled)), now=now)
     revisions = pl.DataFrame(
         [(call_id_of(each.reservation_id), each.revision) for each in settled],
         schema={"call_id": pl.String, "of": pl.Int32},
         orient="row",
     )
     numbered = charged.join(revisions, on="call_id").with_columns(pl.col("of").alias("revision"))
-    return numbered.with_columns(pl.lit("settlement").alias("basis")).select(tables.names(tables.CALLS))
+    return numbered.with_columns(pl.lit("settlement").alias("basis")).select(
+        tables.names(tables.LEDGER_CALLS)
+    )
+
+
+def as_told_before(pricing: Pricing, stored: pl.DataFrame) -> Pricing:
+    """The pricing of settlements that stand in `calls`: what was told of them is read off their rows."""
+    by_check = pl.col("access_evidence") == _BY_THE_CHECK
+    told = stored.select(
+        "call_id",
+        pl.col("provider").alias("told_provider"),
+        pl.col("model").alias("told_model"),
+        pl.when(by_check).then("access").alias("told_access"),
+        pl.col("reported_cost_usd").cast(_MONEY).alias("told_usd"),
+    )
+    return _AsTold(pricing, told)
+
+
+def _told_by(settled: Sequence[SettledCall]) -> pl.DataFrame:
+    rows = [(call_id_of(each.reservation_id), *_told(each)) for each in settled]
+    return pl.DataFrame(rows, schema={"call_id": pl.String, **_prefixed()}, orient="row")
 
 
 def _observation(each: SettledCall) -> dict[str, Any]:
@@ -102,11 +123,10 @@ def _observation(each: SettledCall) -> dict[str, Any]:
 class _AsTold:
     """The catalogue's pricing, with what the check and the settlement told in its place."""
 
-    def __init__(self, pricing: Pricing, settled: Sequence[SettledCall]) -> None:
+    def __init__(self, pricing: Pricing, told: pl.DataFrame) -> None:
         self._pricing = pricing
         self.version = pricing.version
-        rows = [(call_id_of(each.reservation_id), *_told(each)) for each in settled]
-        self._told = pl.DataFrame(rows, schema={"call_id": pl.String, **_prefixed()}, orient="row")
+        self._told = told
 
     def resolve(self, calls: pl.DataFrame) -> pl.DataFrame:
         """As the catalogue resolves; where it knows nothing, as the check was answered."""
@@ -118,7 +138,7 @@ class _AsTold:
             pl.coalesce("model", "told_model").alias("model"),
             pl.coalesce("told_access", "access").alias("access"),
         ]
-        why = pl.when(pl.col("told_access").is_not_null()).then(pl.lit("told by the check"))
+        why = pl.when(pl.col("told_access").is_not_null()).then(pl.lit(_BY_THE_CHECK))
         return joined.with_columns(
             *told, why.otherwise(pl.col("access_evidence")).alias("access_evidence")
         ).drop(list(_prefixed()))

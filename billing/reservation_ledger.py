@@ -25,6 +25,7 @@ from billing.reservation import (
     Reserve,
     Settle,
     call_id_of,
+    reservation_id_of,
     told_costs,
 )
 from billing.reservation_book import MAX_REMEMBERED, REMEMBER_S
@@ -41,7 +42,7 @@ _US = 1_000_000
 _REACH = timedelta(minutes=10)
 """How long before a reservation its call may have started by its emitter's clock."""
 _TIDY_S = 600
-_CALL_COLUMNS = ", ".join(tables.names(tables.CALLS))
+_CALL_COLUMNS = ", ".join(tables.names(tables.LEDGER_CALLS))
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +131,7 @@ class _Batch:
     news: set[str] = field(default_factory=set)
     fused: pl.DataFrame | None = None
     written: pl.DataFrame | None = None
+    removed: pl.DataFrame | None = None
 
 
 class ReservationLedger:
@@ -164,9 +166,20 @@ class ReservationLedger:
             if offset <= self._news_until:
                 self._batch.news.add(control.id)
 
-    def claim(self, fused: pl.DataFrame, written: pl.DataFrame) -> None:
-        """The calls written: fused observations with the row of their group's leader, and rows of `calls`."""
-        self._batch.fused, self._batch.written = fused, written
+    def claim(self, fused: pl.DataFrame, written: pl.DataFrame, removed: pl.DataFrame) -> None:
+        """The calls written and removed: fused observations with the row of their group's leader, and rows of
+        `calls`.
+        """
+        self._batch.fused, self._batch.written, self._batch.removed = fused, written, removed
+
+    def revised(self, call_ids: Sequence[str]) -> None:
+        """Settlements in `calls` that were charged again have one revision more."""
+        if call_ids:
+            ids = [reservation_id_of(call_id) for call_id in call_ids]
+            rows = list(self._load_rows(ids=ids).values())
+            for row in rows:
+                row.revision += 1
+            self._store(rows, created=0)
 
     # --- its effect ---
 
@@ -197,6 +210,7 @@ class ReservationLedger:
     def _follow(self, batch: _Batch, now_us: int) -> tuple[dict[str, Row], dict[str, Any]]:
         """The reservations this touches, changed; and how the stored ones were before."""
         claims, heirs = _claims(batch.fused, batch.written)
+        retired = _retired(batch, heirs)
         rows = self._load_rows(ids=[each.id for each in batch.controls if each.id not in batch.reserved])
         before = {row.id: _state(row) for row in rows.values()}
         rows |= batch.reserved
@@ -207,9 +221,12 @@ class ReservationLedger:
         claims += self._earlier(
             [rows[each] for each in settled & rows.keys()], {each.call_id for each in claims}
         )
-        for row in self._related(claims, heirs).values():
+        for row in self._related(claims, [*heirs, *heirs.values(), *retired]).values():
             if row.id not in rows:
                 rows[row.id], before[row.id] = row, _state(row)
+        for row in rows.values():
+            if row.call_id in retired:
+                row.call_id = row.matched_by = None
         matching = Matching(rows.values(), now_us=now_us)
         matching.move(heirs)
         matching.claim(claims)
@@ -217,10 +234,10 @@ class ReservationLedger:
             row.changed_us = now_us if _state(row) != before.get(row.id) else row.changed_us
         return rows, before
 
-    def _related(self, claims: Sequence[Claim], heirs: dict[str, str]) -> dict[str, Row]:
+    def _related(self, claims: Sequence[Claim], moved: Sequence[str]) -> dict[str, Row]:
         return self._load_rows(
             ids=[each.reservation_id for each in claims if each.reservation_id is not None],
-            calls=[*(each.call_id for each in claims), *heirs, *heirs.values()],
+            calls=[*(each.call_id for each in claims), *moved],
             responses=[each.response_id for each in claims if each.response_id is not None],
             traces=[each.trace_id for each in claims if each.trace_id is not None],
         )
@@ -446,13 +463,21 @@ def _settled_call(row: Row) -> SettledCall:
 
 
 def _no_calls(*, superseded: bool = False) -> pl.DataFrame:
-    columns = tables.names(tables.CALLS) + (["superseded_by"] if superseded else [])
+    columns = tables.names(tables.LEDGER_CALLS) + (["superseded_by"] if superseded else [])
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
+
+
+def _retired(batch: _Batch, heirs: dict[str, str]) -> set[str]:
+    """Calls that were removed and that no other call has taken in: their records tell of no call any more."""
+    if batch.removed is None or batch.written is None or batch.removed.is_empty():
+        return set()
+    gone = batch.removed["call_id"].to_list()
+    return set(gone) - set(batch.written["call_id"].to_list()) - heirs.keys()
 
 
 def _claims(fused: pl.DataFrame | None, written: pl.DataFrame | None) -> tuple[list[Claim], dict[str, str]]:
     """The calls written, with what their records name; and calls that are part of another now."""
-    if fused is None or written is None or written.is_empty():
+    if fused is None or written is None or fused.is_empty():
         return [], {}
     ids = fused.select(call_id("id_hi", "id_lo").alias("call_id")).to_series()
     told = fused.select("group", "role", "reservation_id", "journal_offset").with_columns(

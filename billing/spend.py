@@ -410,9 +410,13 @@ class SpendFeed:
             self._define(_newest(self._con, told, epoch=self._epoch))
         _write_events(self._con, events, epoch=self._epoch)
 
-    def claim(self, fused: pl.DataFrame, written: pl.DataFrame) -> None:
-        """The calls that this transaction has written, fused from these observations."""
-        self._reservations.claim(fused, written)
+    def claim(self, fused: pl.DataFrame, written: pl.DataFrame, removed: pl.DataFrame) -> None:
+        """The calls that this transaction has written and removed, fused from these observations."""
+        self._reservations.claim(fused, written, removed)
+
+    def revised(self, written: pl.DataFrame) -> None:
+        """Rows of `calls` that a job has charged again, settlements among them."""
+        self._reservations.revised(written.filter(pl.col("basis") == "settlement")["call_id"].to_list())
 
     def settle(self, pricing: Pricing, *, now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Holds calls and controls against the reservations: settlements to be taken out of `calls` (with

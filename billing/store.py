@@ -16,13 +16,13 @@ import duckdb
 import polars as pl
 
 from billing import spend, tables
+from billing.layout import LedgerLocked, bring_up_ledger
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS, OBSERVATIONS, REJECTS
 
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # slices of frames need not be aligned
 
 STORAGE_VERSION = "v1.5.0"
 """DuckDB's file format: the newest that a 1.5 command line opens."""
-SCHEMA_VERSION = 1
 OBSERVED = {
     **{name: kind for name, kind in OBSERVATIONS.items() if name != "attributes"},
     **dict.fromkeys(("response_key", "request_key", "fingerprint_key"), pl.UInt64()),
@@ -44,16 +44,11 @@ _TYPES = {
 _COMMIT_NO = "commit_no UBIGINT"
 
 
-class LedgerLocked(Exception):
-    """Another process holds the ledger's file."""
-
-
-class LedgerTooNew(Exception):
-    """The file was written by a newer tollbook."""
-
-
 def connect(path: Path, *, memory_limit: str, threads: int, wait_s: float) -> duckdb.DuckDBPyConnection:
-    """A connection whose current database is the ledger file; waits up to `wait_s` for another's lock."""
+    """A connection whose current database is the ledger file; waits up to `wait_s` for another's lock.
+
+    A file of an earlier layout is brought up to date. Raises LedgerRefused (`billing.layout`).
+    """
     connection = duckdb.connect(config={"memory_limit": memory_limit, "threads": threads})
     for setting in _SETTINGS:
         connection.execute(setting)
@@ -70,7 +65,11 @@ def connect(path: Path, *, memory_limit: str, threads: int, wait_s: float) -> du
                 ) from error
             time.sleep(0.05)
     connection.execute("USE ledger")
-    _migrate(connection)
+    try:
+        bring_up_ledger(connection, list(_ddl()), name="ledger")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -87,21 +86,6 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, name: str) -> N
     """Attach a DuckDB file, made in the storage version that 1.5 reads."""
     location = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{location}' AS {name} (STORAGE_VERSION '{STORAGE_VERSION}')")
-
-
-def _migrate(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("BEGIN TRANSACTION")
-    for statement in _ddl():
-        connection.execute(statement)
-    row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-    found = row[0] if row else None
-    if found is None:
-        connection.execute("INSERT INTO schema_version VALUES (?, uuid())", [SCHEMA_VERSION])
-    connection.execute("COMMIT")
-    if found is not None and found > SCHEMA_VERSION:
-        raise LedgerTooNew(
-            f"the ledger has layout {found}, this tollbook knows {SCHEMA_VERSION}: upgrade tollbook"
-        )
 
 
 def _ddl() -> Iterator[str]:
@@ -133,10 +117,12 @@ def _ddl() -> Iterator[str]:
         "(scope VARCHAR, name VARCHAR, signal VARCHAR, count BIGINT, last_seen TIMESTAMPTZ)"
     )
     commit = (tables.Column("commit_no", "UBIGINT", "the transaction that wrote the row"),)
-    yield tables.create_table("calls", (*tables.CALLS, *commit))
-    yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, *commit))
+    yield tables.create_table("calls", (*tables.LEDGER_CALLS, *commit))
+    yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, tables.EVIDENCE, *commit))
     yield from spend.DDL
     yield tables.create_table("plan_quotas", tables.PLAN_QUOTAS)
+    yield tables.create_table("jobs", tables.LEDGER_JOBS)
+    yield tables.create_table("job_changes", tables.JOB_CHANGES)
     yield (
         "CREATE TABLE IF NOT EXISTS emitter_records "
         "(emitter VARCHAR, signal VARCHAR, version VARCHAR, records BIGINT, last_seen TIMESTAMPTZ)"
@@ -209,5 +195,14 @@ def append(
         connection.execute(f"INSERT INTO {table} BY NAME SELECT {', '.join(columns)} FROM told")
 
 
-_CALL_MAPS = tuple(column.name for column in tables.CALLS if column.type.startswith("MAP"))
-_MAPS = {"calls": _CALL_MAPS, "call_revisions": _CALL_MAPS}
+def entry_list(value: pl.DataType) -> pl.DataType:
+    """What a map from DuckDB becomes in a frame that goes back there."""
+    return pl.List(pl.Struct({"key": pl.String(), "value": value}))
+
+
+CALL_LISTS = {
+    column.name: entry_list(pl.Int64() if "BIGINT" in column.type else pl.String())
+    for column in tables.CALLS
+    if column.type.startswith("MAP")
+}
+_MAPS = {"calls": tuple(CALL_LISTS), "call_revisions": tuple(CALL_LISTS)}

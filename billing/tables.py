@@ -104,9 +104,65 @@ CALLS = _columns(
     ("recorded_at", "TIMESTAMPTZ", "when this revision was written"),
 )
 
+EVIDENCE = Column(
+    "evidence",
+    "STRUCT(provider_name VARCHAR, server_address VARCHAR, server_port INTEGER, url VARCHAR, "
+    "access_hint VARCHAR, access_evidence VARCHAR, operation VARCHAR)",
+    "what provider, model and access were decided by; NULL: written before it was kept",
+)
+LEDGER_CALLS = (*CALLS, EVIDENCE)
+"""What the ledger keeps of a call, so that it can be rated again when its records are long gone."""
+
 CALL_REVISIONS = (
     *CALLS,
     Column("superseded_by", "VARCHAR", "the call that replaced this one, or took it in"),
+    Column("job_id", "VARCHAR", "the job over history that replaced it; NULL: telemetry did"),
+    Column("reason", "VARCHAR", "what that job found different, such as 'price row a -> b'"),
+)
+
+JOBS = _columns(
+    ("job_id", "VARCHAR", "the job"),
+    ("kind", "VARCHAR", "'reprice' or 'reprocess'"),
+    ("since", "TIMESTAMPTZ", "the first start of a call that it looks at; NULL: from the beginning"),
+    ("until", "TIMESTAMPTZ", "the start before which it looks"),
+    ("status", "VARCHAR", "'waiting', 'running', 'done' or 'failed'"),
+    ("requested_at", "TIMESTAMPTZ", "when it was asked for"),
+    ("began_at", "TIMESTAMPTZ", "when it began"),
+    ("ended_at", "TIMESTAMPTZ", "when it was done, or failed"),
+    ("total", "BIGINT", "calls, or records, that it looks at"),
+    ("looked_at", "BIGINT", "of those, how many it has looked at"),
+    ("changed", "BIGINT", "calls that it has written anew, added or retired"),
+    ("catalog_version", "VARCHAR", "the catalogue it prices with"),
+    ("error", "VARCHAR", "why it failed"),
+)
+LEDGER_JOBS = (
+    *JOBS,
+    Column("place", "VARCHAR", "JSON: the last row that was looked at"),
+    Column("attempts", "INTEGER", "how often it was begun without coming further"),
+    Column("commit_no", "UBIGINT", "the last transaction that wrote of it"),
+)
+
+_BEFORE_AND_AFTER = (
+    ("calls", "BIGINT", "rows of calls"),
+    ("input_tokens", "HUGEINT", "sum of what is known"),
+    ("output_tokens", "HUGEINT", "sum of what is known"),
+    ("list_cost_usd", MONEY_SUM, "sum of what is known"),
+    ("billed_cost_usd", MONEY_SUM, "sum of what is known"),
+)
+JOB_CHANGES = _columns(
+    ("job_id", "VARCHAR", "the job"),
+    ("model", "VARCHAR", "canonical model, else the id as served"),
+    ("provider", "VARCHAR", "as in calls"),
+    *(
+        (f"{name}_{when}", "VARCHAR", f"as in calls, {when} the job")
+        for name in ("access", "cost_status", "price_id")
+        for when in ("before", "after")
+    ),
+    *(
+        (f"{name}_{when}", kind, f"{meaning}, {when} the job")
+        for name, kind, meaning in _BEFORE_AND_AFTER
+        for when in ("before", "after")
+    ),
 )
 
 ROLLUP_KEYS = (
@@ -249,6 +305,8 @@ PUBLISHED: dict[str, tuple[Column, ...]] = {
     "plans": PLANS,
     "plan_values": PLAN_VALUES,
     "plan_shares": PLAN_SHARES,
+    "jobs": JOBS,
+    "job_changes": JOB_CHANGES,
     "meta": META,
 }
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from .decode import Decoded
 from .dialect import Dialects, default_dialects
+from .dialect_match import NO_RULE, match
 from .kept import FIRST, LATE, RECORD, RESOURCE, STATUS
 from .observation import LINKS, OBSERVATIONS, REJECTS
 from .observe import observe
@@ -24,7 +25,7 @@ from .otlp_columns import SIGNALS, Attributes, Columns, Records, Scopes, attribu
 from .scan import FIXED64, VARINT, Buffer, Fields, Ints, Words, fields, long_varints
 from .texts import Vocabulary
 
-__all__ = ["STORED", "reobserve"]
+__all__ = ["STORED", "left_out", "reobserve"]
 
 STORED: Final = (  # what is needed of a stored observation
     *("id_hi", "id_lo", "journal_offset", "received_at", "signal", "scope", "scope_version", "name"),
@@ -40,6 +41,15 @@ def reobserve(
     decoded = _decoded(stored, dialects or default_dialects())
     found = observe(decoded, keep_emails=keep_emails).observations
     return _with_old_anomalies(found, stored)
+
+
+def left_out(stored: pl.DataFrame, dialects: Dialects | None = None) -> pl.Series:
+    """Why stored observations that `reobserve` does not give back are no calls now, in their order."""
+    known = dialects or default_dialects()
+    roles = [rule.role for rule in known.rules]
+    rules = match(_decoded(stored, known)).rule.tolist()
+    said = ["no dialect takes it" if rule == NO_RULE else f"its dialect says {roles[rule]}" for rule in rules]
+    return pl.Series("reason", said, dtype=pl.String)
 
 
 def _with_old_anomalies(found: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.evidence import with_attributes
+from billing.layout import LedgerLocked
 from billing.ledger import Batch, Ledger
 from billing.publish import Publisher
-from billing.store import LedgerLocked, read
+from billing.store import read
 from catalog.catalog import Catalog
 from tests.observed import (
     NO_REJECTS,
@@ -141,7 +142,8 @@ def test_a_second_process_is_refused(tmp_path: Path, ledger: Ledger) -> None:
 
 def _open_elsewhere(path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from billing.store import LedgerLocked, connect\n"
+        "import sys; from pathlib import Path; from billing.layout import LedgerLocked\n"
+        "from billing.store import connect\n"
         "try: connect(Path(sys.argv[1]), memory_limit='100MB', threads=1, wait_s=0.1)\n"
         "except LedgerLocked as e: sys.exit(str(e))"
     )

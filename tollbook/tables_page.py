@@ -21,6 +21,8 @@ MEANINGS = {
     "plans": "Every window of every plan in use, seat by seat: what is used, how fast, until when.",
     "plan_values": "The value of each plan's calls against its fee, this month and the two before.",
     "plan_shares": "The fee of each month split over the teams by the value of their calls, to the cent.",
+    "jobs": "Jobs over history (`tollbook reprice`, `tollbook reprocess`) and how far they have come.",
+    "job_changes": "What each job has changed: sums before and after, by model and by what differs.",
     "meta": "Facts about this file: which journal position and which ledger it shows.",
 }
 UNPRICED_MODELS = (

@@ -1,0 +1,110 @@
+"""Brings a file that an earlier tollbook made to the layout of today, or refuses it and says what to do.
+
+The layout is whatever the DDL makes of an empty database, so no second list can fall behind it. A table or a
+column that the file lacks is added, empty: what was not written then is unknown now. It refuses to change the
+type of a column that is there, and to touch a file that a newer tollbook has written.
+
+    LedgerRefused
+    ├── LedgerLocked   another process holds the file
+    ├── LedgerTooNew   a newer tollbook wrote it
+    └── LedgerUnfit    a column is of another type than this tollbook writes
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import duckdb
+
+log = logging.getLogger("tollbook.ledger")
+
+SCHEMA_VERSION = 2
+"""The layout of the ledger's file: one more with every release that adds to it."""
+_SCRATCH = "layout_of_today"
+_COLUMNS = (
+    "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+    "WHERE database_name = ? AND schema_name = 'main' AND NOT internal ORDER BY table_oid, column_index"
+)
+Columns = dict[tuple[str, str], str]
+
+
+class LedgerRefused(Exception):
+    """The ledger's file cannot be used; the message says why and what to do."""
+
+
+class LedgerLocked(LedgerRefused):
+    """Another process holds the ledger's file."""
+
+
+class LedgerTooNew(LedgerRefused):
+    """The file was written by a newer tollbook."""
+
+
+class LedgerUnfit(LedgerRefused):
+    """The file's columns are not what this tollbook writes, and adding some does not help."""
+
+
+def bring_up_ledger(connection: duckdb.DuckDBPyConnection, ddl: Sequence[str], *, name: str) -> None:
+    """Lay out the attached ledger `name`, in one transaction. Raises LedgerTooNew and LedgerUnfit."""
+    found = _version(connection, name)
+    if found is not None and found > SCHEMA_VERSION:
+        raise LedgerTooNew(
+            f"the ledger has layout {found}, this tollbook knows {SCHEMA_VERSION}: upgrade tollbook"
+        )
+    wanted = columns_of(connection, ddl)
+    connection.execute("BEGIN TRANSACTION")
+    try:
+        for statement in ddl:
+            connection.execute(statement)
+        added = add_missing(connection, wanted, name=name)
+        if found is None:
+            connection.execute("INSERT INTO schema_version VALUES (?, uuid())", [SCHEMA_VERSION])
+        connection.execute("UPDATE schema_version SET version = ?", [SCHEMA_VERSION])
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    if found is not None and added:
+        log.info("brought the ledger from layout %d to %d: added %s", found, SCHEMA_VERSION, ", ".join(added))
+
+
+def columns_of(connection: duckdb.DuckDBPyConnection, ddl: Iterable[str]) -> Columns:
+    """The columns that the DDL makes in an empty database: (table, column) -> type, as DuckDB spells it."""
+    [(current,)] = connection.execute("SELECT current_database()").fetchall()
+    connection.execute(f"ATTACH ':memory:' AS {_SCRATCH}")
+    try:
+        connection.execute(f"USE {_SCRATCH}")
+        for statement in ddl:
+            connection.execute(statement)
+        return _columns(connection, _SCRATCH)
+    finally:
+        connection.execute(f"USE {current}")
+        connection.execute(f"DETACH {_SCRATCH}")
+
+
+def add_missing(connection: duckdb.DuckDBPyConnection, wanted: Columns, *, name: str) -> list[str]:
+    """Add to the tables of the attached database what they lack; `table.column` of each. LedgerUnfit."""
+    there = _columns(connection, name)
+    for place, kind in wanted.items():
+        if there.get(place, kind) != kind:
+            raise LedgerUnfit(
+                f"{'.'.join(place)} is {there[place]} in this file, and {kind} in this tollbook: it cannot "
+                "be brought up to date; use the tollbook that wrote it, or start with another --data-dir"
+            )
+    missing = [place for place in wanted if place not in there]
+    for table, column in missing:
+        kind = wanted[table, column]
+        connection.execute(f'ALTER TABLE {name}.main."{table}" ADD COLUMN "{column}" {kind}')
+    return [".".join(place) for place in missing]
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> Columns:
+    return {(table, column): kind for table, column, kind in connection.execute(_COLUMNS, [name]).fetchall()}
+
+
+def _version(connection: duckdb.DuckDBPyConnection, name: str) -> int | None:
+    if ("schema_version", "version") not in _columns(connection, name):
+        return None
+    row = connection.execute(f"SELECT max(version) FROM {name}.schema_version").fetchone()
+    return row[0] if row else None

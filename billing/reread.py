@@ -1,0 +1,134 @@
+"""Stored records read again with the dialects of today: what each says now, where it says something else.
+
+Evidence is never lost: a record that is no call now stays, with the role 'ignored' and all it said, so that a
+better dialect may take it back; its attributes stay as they came. It refuses to decide what is one call;
+fusion does that again, over what was read anew and what that touches.
+"""
+
+from __future__ import annotations
+
+import duckdb
+import polars as pl
+
+from billing.charges import call_id
+from billing.history import Source
+from billing.related import related, window_of
+from billing.store import append, frames
+from ingest.dialect import Dialects
+from ingest.observation import LINKS, OBSERVATIONS
+from ingest.reobserve import STORED, left_out, reobserve
+
+RECORDS = Source("observations", tuple(OBSERVATIONS), ("id_hi", "id_lo"))
+IGNORED = "ignored"
+"""The role of a stored record that no dialect counts any more."""
+
+_IDENTITY = ["id_hi", "id_lo"]
+_AS_STORED = ("attributes", "journal_offset", "received_at")
+_OF_FUSION = "not_unique$"
+"""Anomalies that fusion has noted, which no reading of the record alone tells."""
+
+
+class Rereading:
+    """Frames of records that read otherwise now, row by row: as they were stored, and as they are."""
+
+    def __init__(self, before: pl.DataFrame, after: pl.DataFrame, dropped: pl.DataFrame) -> None:
+        self.before = before
+        self.after = after
+        self.dropped = dropped
+        """id_hi, id_lo and `reason` of those that are no calls now and were before."""
+
+    @classmethod
+    def of(cls, stored: pl.DataFrame, dialects: Dialects) -> Rereading:
+        """Read stored records (OBSERVATIONS) again; those that read as before are left out."""
+        if stored.is_empty():
+            return cls(stored, stored, _nothing_dropped())
+        found = reobserve(stored.select(STORED), dialects)
+        lost = stored.join(found, on=_IDENTITY, how="anti", maintain_order="left")
+        again = pl.concat([found.select(list(OBSERVATIONS)), lost.with_columns(role=pl.lit(IGNORED))])
+        order = stored.select(*_IDENTITY, *_AS_STORED, noted=_noted_by_fusion())
+        fresh = order.join(again.drop(_AS_STORED), on=_IDENTITY, maintain_order="left")
+        codes = pl.col("anomalies").list.set_union("noted").list.sort()
+        fresh = fresh.with_columns(anomalies=codes).select(list(OBSERVATIONS))
+        differs = _content(stored).hash_rows() != _content(fresh).hash_rows()
+        return cls(stored.filter(differs), fresh.filter(differs), _dropped(lost, dialects))
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def __add__(self, other: Rereading) -> Rereading:
+        pairs = (
+            (self.before, other.before),
+            (self.after, other.after),
+            (self.dropped, other.dropped),
+        )
+        return Rereading(*(pl.concat(pair) for pair in pairs))
+
+
+def counted(observations: pl.DataFrame) -> pl.DataFrame:
+    """Those that are calls, or aggregates that tell tokens."""
+    telling = pl.col("input_tokens").is_not_null() | pl.col("output_tokens").is_not_null()
+    return observations.filter((pl.col("role") == "call") | ((pl.col("role") == "aggregate") & telling))
+
+
+def told_of(observations: pl.DataFrame) -> pl.DataFrame:
+    """Those that tell of calls at all."""
+    return observations.filter(pl.col("role") != IGNORED)
+
+
+def _content(observations: pl.DataFrame) -> pl.DataFrame:
+    ordered = pl.col("anomalies").list.sort()
+    return observations.select(pl.exclude(*_AS_STORED)).with_columns(ordered)
+
+
+def _noted_by_fusion() -> pl.Expr:
+    return pl.col("anomalies").list.filter(pl.element().str.contains(_OF_FUSION))
+
+
+def _dropped(lost: pl.DataFrame, dialects: Dialects) -> pl.DataFrame:
+    news = lost.filter(pl.col("role") != IGNORED)
+    if news.is_empty():
+        return _nothing_dropped()
+    return news.select(_IDENTITY).with_columns(left_out(news.select(STORED), dialects))
+
+
+def _nothing_dropped() -> pl.DataFrame:
+    return pl.DataFrame(schema={"id_hi": pl.UInt64, "id_lo": pl.UInt64, "reason": pl.String})
+
+
+def written_again(
+    connection: duckdb.DuckDBPyConnection, reading: Rereading, dialects: Dialects, *, commit_no: int
+) -> tuple[Rereading, pl.DataFrame]:
+    """Write what reads otherwise now, and read whatever may be of one call with it, by the old reading or the
+    new, as well. All the readings, and the records around them that read as before: together whole calls.
+    """
+    fresh = seen = reading
+    around = reading.before.clear()
+    while len(fresh):
+        _rewrite(connection, fresh, commit_no)
+        told = counted(pl.concat([seen.before, seen.after]))
+        near = related(connection, told, pl.DataFrame(schema=LINKS)).select(around.columns)
+        unread = near.join(pl.concat([around, seen.after]), on=_IDENTITY, how="anti")
+        fresh = Rereading.of(unread, dialects)
+        around = pl.concat([around, unread.join(fresh.after, on=_IDENTITY, how="anti")])
+        seen += fresh
+    return seen, around
+
+
+def _rewrite(connection: duckdb.DuckDBPyConnection, read: Rereading, commit_no: int) -> None:
+    low, high = window_of(read.before, column="started_at")
+    with frames(connection, told=read.before.select(_IDENTITY)):
+        same = "(id_hi, id_lo) IN (SELECT (id_hi, id_lo) FROM told)"
+        connection.execute(
+            f"DELETE FROM observations WHERE started_at BETWEEN ? AND ? AND {same}", [low, high]
+        )
+        connection.execute(f"DELETE FROM aggregates_alone WHERE {same}")
+    append(connection, "observations", read.after, commit_no=commit_no)
+
+
+def retired(removed: pl.DataFrame, dropped: pl.DataFrame) -> pl.Expr:
+    """Why removed rows that nothing has replaced are gone, as a column of `removed`."""
+    named = dropped.select(call_id(*_IDENTITY).alias("call_id"), pl.col("reason").alias("why"))
+    why = removed.select("call_id").join(named, on="call_id", how="left", maintain_order="left")["why"]
+    merged = pl.lit("part of another call")
+    left = pl.concat_str(pl.lit("no call any more: "), pl.lit(why.fill_null("its records tell of another")))
+    return pl.when(pl.col("superseded_by").is_not_null()).then(merged).otherwise(left)

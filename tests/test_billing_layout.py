@@ -1,0 +1,87 @@
+"""A ledger that an earlier tollbook wrote is brought up to date, or refused with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from billing.layout import SCHEMA_VERSION, LedgerTooNew, LedgerUnfit
+from billing.ledger import Ledger
+from catalog.catalog import Catalog
+from tests.jobs import Books
+from tests.observed import observation
+
+CATALOG = Catalog.load()
+
+
+def rewritten(folder: Path, *statements: str) -> None:
+    """Change the ledger's file as if another version had made it."""
+    with duckdb.connect(str(folder / "ledger.duckdb")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def written_by_the_first_layout(folder: Path) -> None:
+    books = Books(folder, catalog=CATALOG)
+    books.take(observation(response_id="old"))
+    books.publish().close()
+    books.ledger.close()
+    rewritten(
+        folder,
+        "ALTER TABLE calls DROP COLUMN evidence",
+        "ALTER TABLE call_revisions DROP COLUMN evidence",
+        "ALTER TABLE call_revisions DROP COLUMN reason",
+        "DROP TABLE jobs",
+        "UPDATE schema_version SET version = 1",
+    )
+    for file in (folder / "staging").iterdir():
+        with duckdb.connect(str(file)) as staging:
+            staging.execute("ALTER TABLE call_revisions DROP COLUMN reason")
+
+
+def test_a_ledger_with_fewer_columns_is_brought_up_to_date(tmp_path: Path) -> None:
+    written_by_the_first_layout(tmp_path)
+    books = Books(tmp_path, catalog=CATALOG)
+    assert books.rows("SELECT version FROM schema_version") == [(SCHEMA_VERSION,)]
+    assert books.rows("SELECT response_id, evidence FROM calls") == [("old", None)]
+    log = {"layer": "log:x", "signal": "log", "session_id": "s", "rank": 0}
+    books.take(observation(response_id="old", **log), observation(response_id="new"))
+    assert books.rows("SELECT count(*), count(evidence), sum(revision) FROM calls") == [(2, 2, 3)]
+    books.hold_together()
+
+
+def test_what_was_written_without_evidence_keeps_what_it_was_and_is_priced_again(tmp_path: Path) -> None:
+    written_by_the_first_layout(tmp_path)
+    books = Books(tmp_path, catalog=CATALOG)
+    rows = "SELECT provider, model, access, access_evidence, list_cost_usd FROM calls"
+    before = books.rows(rows)
+    assert books.run("reprice")["changed"] == 0
+    assert books.rows(rows) == before
+
+
+def test_a_ledger_of_a_newer_tollbook_is_refused_and_not_touched(tmp_path: Path) -> None:
+    Books(tmp_path, catalog=CATALOG).ledger.close()
+    newer = f"UPDATE schema_version SET version = {SCHEMA_VERSION + 1}"
+    rewritten(tmp_path, "DROP TABLE jobs", newer)
+    with pytest.raises(LedgerTooNew, match="upgrade tollbook"):
+        Ledger.open(tmp_path / "ledger.duckdb", epoch="e", pricing=CATALOG)
+    with duckdb.connect(str(tmp_path / "ledger.duckdb")) as connection:
+        assert ("jobs",) not in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+
+
+def test_a_column_of_another_type_is_refused_by_name(tmp_path: Path) -> None:
+    Books(tmp_path, catalog=CATALOG).ledger.close()
+    rewritten(tmp_path, "ALTER TABLE jobs ALTER COLUMN total TYPE VARCHAR")
+    with pytest.raises(LedgerUnfit, match=r"jobs\.total is VARCHAR in this file, and BIGINT .* --data-dir"):
+        Ledger.open(tmp_path / "ledger.duckdb", epoch="e", pricing=CATALOG)
+
+
+def test_a_published_file_that_lacks_a_column_of_calls_is_built_again(tmp_path: Path) -> None:
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="r"))
+    books.publish().close()
+    with duckdb.connect(str(tmp_path / "staging" / "usage.duckdb")) as staging:
+        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls; ALTER TABLE hot.calls DROP COLUMN region")
+    books.hold_together()
