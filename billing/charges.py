@@ -57,11 +57,6 @@ _INNER = (
     "plan_hint",
     "scope",
 )
-EVIDENCE = (
-    *("provider_name", "server_address", "server_port", "url"),
-    *("access_hint", "access_evidence", "operation"),
-)
-"""What the catalogue reads of a call beside its row."""
 _OUTER = (
     "emitter",
     "service",
@@ -192,7 +187,7 @@ def _facts(merged: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("signal") != "metric").then(pl.lit(1, pl.Int64)).alias("call_count"),
         pl.concat_str(hex_digits("trace_hi"), hex_digits("trace_lo")).alias("trace_id"),
         hex_digits("span_id"),
-        pl.struct(EVIDENCE).alias("evidence"),
+        pl.struct(list(tables.EVIDENCE_FIELDS)).alias("evidence"),
     )
 
 

@@ -86,17 +86,32 @@ def columns_of(connection: duckdb.DuckDBPyConnection, ddl: Iterable[str]) -> Col
 def add_missing(connection: duckdb.DuckDBPyConnection, wanted: Columns, *, name: str) -> list[str]:
     """Add to the tables of the attached database what they lack; `table.column` of each. LedgerUnfit."""
     there = _columns(connection, name)
-    for place, kind in wanted.items():
-        if there.get(place, kind) != kind:
-            raise LedgerUnfit(
-                f"{'.'.join(place)} is {there[place]} in this file, and {kind} in this tollbook: it cannot "
-                "be brought up to date; use the tollbook that wrote it, or start with another --data-dir"
-            )
-    missing = [place for place in wanted if place not in there]
-    for table, column in missing:
-        kind = wanted[table, column]
-        connection.execute(f'ALTER TABLE {name}.main."{table}" ADD COLUMN "{column}" {kind}')
-    return [".".join(place) for place in missing]
+    missing = [
+        each for place, kind in wanted.items() for each in _lacking(*place, kind, there=there.get(place))
+    ]
+    for table, column, kind in missing:
+        connection.execute(f'ALTER TABLE {name}.main."{table}" ADD COLUMN {column} {kind}')
+    return [f"{table}.{column}" for table, column, _ in missing]
+
+
+def _lacking(table: str, column: str, kind: str, *, there: str | None) -> list[tuple[str, str, str]]:
+    """What has to be added for a column: (table, column or column.field, type); nothing if it fits."""
+    if there is None or there == kind:
+        return [] if there else [(table, f'"{column}"', kind)]
+    if there.startswith("STRUCT(") and kind.startswith("STRUCT("):
+        known = _fields(there)
+        wanted = _fields(kind)
+        if all(wanted.get(name) == each for name, each in known.items()):
+            return [(table, f'"{column}".{name}', wanted[name]) for name in wanted if name not in known]
+    raise LedgerUnfit(
+        f"{table}.{column} is {there} in this file, and {kind} in this tollbook: it cannot be brought up to "
+        "date; use the tollbook that wrote it, or start with another --data-dir"
+    )
+
+
+def _fields(struct: str) -> dict[str, str]:
+    """The fields of a struct of plain types."""
+    return dict(field.split(" ", 1) for field in struct[len("STRUCT(") : -1].split(", "))
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> Columns:

@@ -14,7 +14,7 @@ import polars as pl
 
 from billing import tables
 from billing.changes import Changed, reasons
-from billing.charges import EVIDENCE, Pricing
+from billing.charges import Pricing
 from billing.history import Source
 from billing.metrics import without_tiers
 from billing.reservation_calls import as_told_before
@@ -62,7 +62,7 @@ def _charged_again(stored: pl.DataFrame, pricing: Pricing) -> pl.DataFrame:
 
 
 def _charged(stored: pl.DataFrame, pricing: Pricing) -> pl.DataFrame:
-    told = [pl.col("evidence").struct.field(name).alias(name) for name in EVIDENCE]
+    told = [pl.col("evidence").struct.field(name).alias(name) for name in tables.EVIDENCE_FIELDS]
     resolved = pricing.resolve(stored.with_columns(told))
     known = pl.col("evidence").is_not_null()
     kept = [pl.when(known).then(name).otherwise(stored[name]).alias(name) for name in _IDENTITY]

@@ -104,10 +104,22 @@ CALLS = _columns(
     ("recorded_at", "TIMESTAMPTZ", "when this revision was written"),
 )
 
+EVIDENCE_FIELDS = {
+    "provider_name": "VARCHAR",
+    "server_address": "VARCHAR",
+    "server_port": "INTEGER",
+    "url": "VARCHAR",
+    "access_hint": "VARCHAR",
+    "access_evidence": "VARCHAR",
+    "operation": "VARCHAR",
+    "headers": "VARCHAR",
+    "credential_kind": "VARCHAR",
+    "plan_hint": "VARCHAR",
+}
+"""What the catalogue reads of a call beside its row."""
 EVIDENCE = Column(
     "evidence",
-    "STRUCT(provider_name VARCHAR, server_address VARCHAR, server_port INTEGER, url VARCHAR, "
-    "access_hint VARCHAR, access_evidence VARCHAR, operation VARCHAR)",
+    f"STRUCT({', '.join(f'{name} {kind}' for name, kind in EVIDENCE_FIELDS.items())})",
     "what provider, model and access were decided by; NULL: written before it was kept",
 )
 LEDGER_CALLS = (*CALLS, EVIDENCE)

@@ -9,7 +9,8 @@ import pytest
 
 from billing.layout import SCHEMA_VERSION, LedgerTooNew, LedgerUnfit
 from billing.ledger import Ledger
-from catalog.catalog import Catalog
+from billing.tables import EVIDENCE_FIELDS, LEDGER_CALLS, names
+from catalog.catalog import _EVIDENCE, Catalog
 from tests.jobs import Books
 from tests.observed import observation
 
@@ -71,6 +72,23 @@ def test_a_ledger_of_a_newer_tollbook_is_refused_and_not_touched(tmp_path: Path)
         assert ("jobs",) not in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
 
 
+def test_evidence_that_was_not_kept_then_is_added(tmp_path: Path) -> None:
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="old", server_address="api.openai.com"))
+    books.ledger.close()
+    rewritten(tmp_path, "ALTER TABLE calls DROP COLUMN evidence.plan_hint")
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="new", plan_hint="max"))
+    kept = "SELECT response_id, evidence.server_address, evidence.plan_hint FROM calls ORDER BY 1"
+    assert books.rows(kept) == [("new", None, "max"), ("old", "api.openai.com", None)]
+    assert books.run("reprice")["status"] == "done"
+
+
+def test_all_that_the_catalogue_reads_is_kept() -> None:
+    kept = {*names(LEDGER_CALLS), *EVIDENCE_FIELDS, "accounts"}  # accounts: the operator's rules that fit
+    assert set(_EVIDENCE) <= kept
+
+
 def test_a_column_of_another_type_is_refused_by_name(tmp_path: Path) -> None:
     Books(tmp_path, catalog=CATALOG).ledger.close()
     rewritten(tmp_path, "ALTER TABLE jobs ALTER COLUMN total TYPE VARCHAR")
@@ -83,5 +101,6 @@ def test_a_published_file_that_lacks_a_column_of_calls_is_built_again(tmp_path: 
     books.take(observation(response_id="r"))
     books.publish().close()
     with duckdb.connect(str(tmp_path / "staging" / "usage.duckdb")) as staging:
-        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls; ALTER TABLE hot.calls DROP COLUMN region")
+        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls")
+        staging.execute("ALTER TABLE hot.calls DROP COLUMN region")
     books.hold_together()
