@@ -19,6 +19,7 @@ from ingest.identity import text_keys
 from ingest.observation import OBSERVATIONS
 
 IDENTITY: Final = ("id_hi", "id_lo")
+_UNPACKED_AT_ONCE: Final = 8
 _KEPT: Final = {name: OBSERVATIONS[name] for name in (*IDENTITY, "attributes")}
 
 
@@ -40,12 +41,18 @@ def append_observations(connection: duckdb.DuckDBPyConnection, told: pl.DataFram
 
 
 def with_attributes(connection: duckdb.DuckDBPyConnection, stored: pl.DataFrame) -> pl.DataFrame:
-    """Stored observations (`id_hi`, `id_lo` and `commit_no` at least) with their `attributes`."""
-    with frames(connection, wanted=stored.select("commit_no").unique()):
-        query = "SELECT attributes FROM kept_attributes WHERE commit_no IN (SELECT commit_no FROM wanted)"
-        values = read(connection, query)["attributes"]
-    kept = pl.concat([pl.DataFrame(schema=_KEPT), *(_unpacked(value) for value in values)])
-    return stored.join(kept, on=IDENTITY, how="left", maintain_order="left")
+    """Stored observations (`id_hi`, `id_lo` and `commit_no` at least) with their `attributes`.
+
+    However many transactions they came in, no more than a few of those are unpacked at a time.
+    """
+    wanted = stored.select(IDENTITY)
+    found = [pl.DataFrame(schema=_KEPT)]
+    for commits in stored.select("commit_no").unique().iter_slices(_UNPACKED_AT_ONCE):
+        with frames(connection, wanted=commits):
+            query = "SELECT attributes FROM kept_attributes WHERE commit_no IN (SELECT commit_no FROM wanted)"
+            values = read(connection, query)["attributes"]
+        found += [_unpacked(value).join(wanted, on=IDENTITY, how="semi") for value in values]
+    return stored.join(pl.concat(found), on=IDENTITY, how="left", maintain_order="left")
 
 
 def _packed(kept: pl.DataFrame) -> bytes:

@@ -62,13 +62,14 @@ class Reprocess:
 
     def __init__(self, ledger: Ledger, job_id: str, dialects: Dialects, points_from: datetime) -> None:
         self._ledger = ledger
+        self._db = ledger.cursor()
         self._job_id = job_id
         self._dialects = dialects
         self._points_from = points_from
 
     def prepare(self, rows: pl.DataFrame) -> Work | None:
         """See Task."""
-        reading = Rereading.of(rows, self._dialects)
+        reading = Rereading.of(self._db, rows, self._dialects)
         if not len(reading):
             return None
         return lambda commit_no, _: self._ledger.reread(

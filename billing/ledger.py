@@ -247,15 +247,15 @@ class Ledger:
 
         Sums of metrics before `points_from`, whose points may be forgotten, are left as they are.
         """
-        reading, around = written_again(self._db, reading, dialects, commit_no=commit_no)
+        reading, around = written_again(self._db, reading, dialects)
         before, after = reading.before, reading.after
 
         def noting(removed: pl.DataFrame, written: pl.DataFrame) -> pl.DataFrame:
             told = reasons(removed, written, gone=retired(removed, reading.dropped))
             return told.with_columns(job_id=pl.lit(job_id))
 
-        now = counted(pl.concat([after, around]))
-        known = pl.concat([before, after, around])
+        now = counted(pl.concat([after, around])).select(*OBSERVED)
+        known = pl.concat([before, after, around]).select(*OBSERVED)
         removed, written, _ = self._fuse(now, pl.DataFrame(schema=LINKS), known, commit_no, noting)
         emitters.recount_records(self._db, before=told_of(before), after=told_of(after))
         return Changed(

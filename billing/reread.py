@@ -11,25 +11,30 @@ import duckdb
 import polars as pl
 
 from billing.charges import call_id
+from billing.evidence import keyed, with_attributes
 from billing.history import Source
 from billing.related import related, window_of
-from billing.store import append, frames
+from billing.store import OBSERVED, append, frames, read
 from ingest.dialect import Dialects
-from ingest.observation import LINKS, OBSERVATIONS
+from ingest.observation import LINKS
 from ingest.reobserve import STORED, left_out, reobserve
 
-RECORDS = Source("observations", tuple(OBSERVATIONS), ("id_hi", "id_lo"))
+_TYPES = {**OBSERVED, "commit_no": pl.UInt64()}
+_STORED = tuple(_TYPES)
+RECORDS = Source("observations", _STORED, ("id_hi", "id_lo"))
 IGNORED = "ignored"
 """The role of a stored record that no dialect counts any more."""
 
 _IDENTITY = ["id_hi", "id_lo"]
-_AS_STORED = ("attributes", "journal_offset", "received_at")
+_AS_STORED = ("attributes", "journal_offset", "received_at", "commit_no")
 _OF_FUSION = "not_unique$"
 """Anomalies that fusion has noted, which no reading of the record alone tells."""
 
 
 class Rereading:
-    """Frames of records that read otherwise now, row by row: as they were stored, and as they are."""
+    """Frames of records that read otherwise now, row by row (OBSERVED and `commit_no`, under which their
+    attributes are kept): as they were stored, and as they are.
+    """
 
     def __init__(self, before: pl.DataFrame, after: pl.DataFrame, dropped: pl.DataFrame) -> None:
         self.before = before
@@ -38,17 +43,20 @@ class Rereading:
         """id_hi, id_lo and `reason` of those that are no calls now and were before."""
 
     @classmethod
-    def of(cls, stored: pl.DataFrame, dialects: Dialects) -> Rereading:
-        """Read stored records (OBSERVATIONS) again; those that read as before are left out."""
+    def of(cls, connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame, dialects: Dialects) -> Rereading:
+        """Read stored records again; those that read as before, or whose attributes are gone, stay out."""
+        whole = with_attributes(connection, rows.cast(_TYPES))  # type: ignore[arg-type]
+        stored = whole.filter(pl.col("attributes").is_not_null())
         if stored.is_empty():
-            return cls(stored, stored, _nothing_dropped())
+            return cls(stored.select(_STORED), stored.select(_STORED), _nothing_dropped())
         found = reobserve(stored.select(STORED), dialects)
         lost = stored.join(found, on=_IDENTITY, how="anti", maintain_order="left")
-        again = pl.concat([found.select(list(OBSERVATIONS)), lost.with_columns(role=pl.lit(IGNORED))])
+        again = pl.concat([found, lost.with_columns(role=pl.lit(IGNORED)).select(found.columns)])
         order = stored.select(*_IDENTITY, *_AS_STORED, noted=_noted_by_fusion())
-        fresh = order.join(again.drop(_AS_STORED), on=_IDENTITY, maintain_order="left")
+        fresh = order.join(again.drop(_AS_STORED, strict=False), on=_IDENTITY, maintain_order="left")
         codes = pl.col("anomalies").list.set_union("noted").list.sort()
-        fresh = fresh.with_columns(anomalies=codes).select(list(OBSERVATIONS))
+        fresh = keyed(fresh.with_columns(anomalies=codes)).select(_STORED)
+        stored = stored.select(_STORED)
         differs = _content(stored).hash_rows() != _content(fresh).hash_rows()
         return cls(stored.filter(differs), fresh.filter(differs), _dropped(lost, dialects))
 
@@ -96,7 +104,7 @@ def _nothing_dropped() -> pl.DataFrame:
 
 
 def written_again(
-    connection: duckdb.DuckDBPyConnection, reading: Rereading, dialects: Dialects, *, commit_no: int
+    connection: duckdb.DuckDBPyConnection, reading: Rereading, dialects: Dialects
 ) -> tuple[Rereading, pl.DataFrame]:
     """Write what reads otherwise now, and read whatever may be of one call with it, by the old reading or the
     new, as well. All the readings, and the records around them that read as before: together whole calls.
@@ -104,25 +112,38 @@ def written_again(
     fresh = seen = reading
     around = reading.before.clear()
     while len(fresh):
-        _rewrite(connection, fresh, commit_no)
+        _rewrite(connection, fresh)
         told = counted(pl.concat([seen.before, seen.after]))
-        near = related(connection, told, pl.DataFrame(schema=LINKS)).select(around.columns)
-        unread = near.join(pl.concat([around, seen.after]), on=_IDENTITY, how="anti")
-        fresh = Rereading.of(unread, dialects)
+        near = related(connection, told.select(*OBSERVED), pl.DataFrame(schema=LINKS))
+        unread = _stored(connection, near.join(pl.concat([around, seen.after]), on=_IDENTITY, how="anti"))
+        fresh = Rereading.of(connection, unread, dialects)
         around = pl.concat([around, unread.join(fresh.after, on=_IDENTITY, how="anti")])
         seen += fresh
     return seen, around
 
 
-def _rewrite(connection: duckdb.DuckDBPyConnection, read: Rereading, commit_no: int) -> None:
-    low, high = window_of(read.before, column="started_at")
-    with frames(connection, told=read.before.select(_IDENTITY)):
+def _stored(connection: duckdb.DuckDBPyConnection, near: pl.DataFrame) -> pl.DataFrame:
+    """The same observations with the transaction that they came in."""
+    if near.is_empty():
+        return near.with_columns(commit_no=pl.lit(None, pl.UInt64))
+    with frames(connection, near=near.select(_IDENTITY)):
+        query = (
+            "SELECT id_hi, id_lo, commit_no FROM observations SEMI JOIN near USING (id_hi, id_lo) "
+            "WHERE started_at BETWEEN ? AND ?"
+        )
+        commits = read(connection, query, window_of(near, column="started_at"))
+    return near.join(commits.cast(pl.UInt64), on=_IDENTITY)
+
+
+def _rewrite(connection: duckdb.DuckDBPyConnection, fresh: Rereading) -> None:
+    low, high = window_of(fresh.before, column="started_at")
+    with frames(connection, told=fresh.before.select(_IDENTITY)):
         same = "(id_hi, id_lo) IN (SELECT (id_hi, id_lo) FROM told)"
         connection.execute(
             f"DELETE FROM observations WHERE started_at BETWEEN ? AND ? AND {same}", [low, high]
         )
         connection.execute(f"DELETE FROM aggregates_alone WHERE {same}")
-    append(connection, "observations", read.after, commit_no=commit_no)
+    append(connection, "observations", fresh.after)
 
 
 def retired(removed: pl.DataFrame, dropped: pl.DataFrame) -> pl.Expr:
