@@ -15,12 +15,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from billing.charges import Pricing
 from billing.history import SLICE_ROWS, Place, Walk
 from billing.job_tasks import Reprice, Reprocess, Task
 from billing.job_writers import Rehearsal, Writer
 from billing.jobs import Job, summary
-from billing.ledger import Commit, Ledger
+from billing.ledger import Commit, Ledger, LedgerCatalog
 from billing.related import window_of
 from ingest.dialect import Dialects
 
@@ -50,7 +49,7 @@ class JobRunner:
         self,
         ledger: Ledger,
         *,
-        catalog: Callable[[], Pricing],
+        catalog: Callable[[], LedgerCatalog],
         dialects: Dialects,
         observation_days: int,
         tell: Callable[[dict[str, Any]], None],

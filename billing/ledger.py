@@ -216,7 +216,7 @@ class Ledger:
             self._rollback()
             self._feed.rolled_back()
 
-    def use(self, pricing: Pricing) -> None:
+    def use(self, pricing: LedgerCatalog) -> None:
         """Charge by another catalogue from now on; what is written stays as it is."""
         self._pricing = pricing
         self._metrics.use(pricing)
