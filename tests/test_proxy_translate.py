@@ -487,3 +487,29 @@ def test_usage_goes_to_those_chat_callers_who_asked_for_it() -> None:
     assert b'"usage"' not in silent.feed(stream)
     asking = answer_translator(CHAT, CHAT, ASKING)
     assert b'"prompt_tokens":3' in asking.feed(stream)
+
+
+def test_tools_of_plain_text_are_functions_of_one_text_elsewhere_and_come_back_as_text() -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'}
+    tool = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": grammar}
+    patch = '*** Begin Patch\n+"x"\n*** End Patch'
+    call = {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": patch}
+    output = {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"}
+    request = {"input": [call, output], "tools": [tool], "client_metadata": {"x": "y"}, "stream": True}
+    done = translated(request, RESPONSES, CHAT, model="m")
+    function = done.body["tools"][0]["function"]
+    assert function["parameters"]["required"] == ["input"] and 'start: "x"' in function["description"]
+    sent = done.body["messages"][0]["tool_calls"][0]["function"]["arguments"]
+    assert json.loads(sent) == {"input": patch} and done.left_out == ("client_metadata",)
+
+    pieces = [call_delta(0, "", id="c2", name="apply_patch"), *(call_delta(0, piece) for piece in sent)]
+    stream = b"".join([*pieces, chunk({}, "tool_calls"), b"data: [DONE]\n\n"])
+    translator = answer_translator(RESPONSES, CHAT, request)
+    told_events = [
+        json.loads(e.data) for e in EventReader().feed(translator.feed(stream) + translator.finish())
+    ]
+    deltas = [e["delta"] for e in told_events if e["type"] == "response.custom_tool_call_input.delta"]
+    items = [e["item"] for e in told_events if e["type"] == "response.output_item.done"]
+    assert deltas == [patch]
+    assert [(i["type"], i["call_id"], i["input"]) for i in items] == [("custom_tool_call", "c2", patch)]
+    assert told_events[-1]["response"]["output"][0]["input"] == patch

@@ -167,6 +167,7 @@ HINTS: Final = frozenset(
         "thinking",
         "safety_settings",
         "inference_geo",
+        "client_metadata",
     }
 )
 

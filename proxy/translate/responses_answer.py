@@ -10,6 +10,7 @@ from ..counts import Counts, counts_of, flattened
 from ..json_values import dumps, object_in, word
 from ..sse import encoded
 from ..wire import WireFormat
+from . import free_tools
 from .conversation import Json, Text, Thinking, ToolCall
 from .events import (
     Answer,
@@ -159,6 +160,7 @@ class Writer:
         self._open: str | None = None
         self._item: Json = {}
         self._text = ""
+        self._free = free_tools.names_in(request)
 
     def write(self, event: Event) -> bytes:
         told = self._sequencer.feed(event)
@@ -179,9 +181,10 @@ class Writer:
             case ThoughtEnded():
                 return self._prove(event)
             case CallStarted():
-                return self._start(
-                    "function_call", {"call_id": event.id, "name": event.name, "arguments": ""}
-                )
+                return self._call(event)
+            case CallDelta() if self._open == "custom_tool_call":
+                self._text += event.arguments  # an object, from which the text is taken once it is whole
+                return b""
             case CallDelta():
                 return self._delta(event.arguments)
             case Finished():
@@ -215,6 +218,12 @@ class Writer:
         } | told
         return stopped + self._at("response.output_item.added", {"item": self._item}) + self._part("added")
 
+    def _call(self, event: CallStarted) -> bytes:
+        told = {"call_id": event.id, "name": event.name}
+        if event.name in self._free:
+            return self._start("custom_tool_call", told | {"input": ""})
+        return self._start("function_call", told | {"arguments": ""})
+
     def _delta(self, piece: str) -> bytes:
         self._text += piece
         logprobs: Json = {"logprobs": []} if self._open == "message" else {}
@@ -235,11 +244,15 @@ class Writer:
     def _stop(self, proof: ThoughtEnded | None = None) -> bytes:
         if self._open is None:
             return b""
-        key = "arguments" if self._open == "function_call" else "text"
+        begun = b""
+        if self._open == "custom_tool_call":
+            whole, self._text = free_tools.text_of_arguments(self._text), ""
+            begun = self._delta(whole)
+        key = {"function_call": "arguments", "custom_tool_call": "input"}.get(self._open, "text")
         done: Json = {key: self._text} | ({"logprobs": []} if self._open == "message" else {})
         if self._open == "function_call":
             done["name"] = self._item["name"]
-        told = self._at(f"{_DELTA[self._open]}.done", self._where() | done) + self._part("done")
+        told = begun + self._at(f"{_DELTA[self._open]}.done", self._where() | done) + self._part("done")
         item = self._item | {"status": "completed"} | _content(self._open, self._text)
         if proof is not None and proof.opaque is not None and proof.origin is _ORIGIN:
             item["encrypted_content"] = proof.opaque
@@ -271,8 +284,9 @@ _DELTA: Final = {
     "message": "response.output_text",
     "reasoning": "response.reasoning_summary_text",
     "function_call": "response.function_call_arguments",
+    "custom_tool_call": "response.custom_tool_call_input",
 }
-_PREFIX: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+_PREFIX: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
 
 
 def _item_id(kind: str, answer_id: str, index: int) -> str:
@@ -288,6 +302,8 @@ def _text_part(kind: str, text: str) -> Json:
 def _content(kind: str, text: str) -> Json:
     if kind == "function_call":
         return {"arguments": text or "{}"}
+    if kind == "custom_tool_call":
+        return {"input": text}
     key = "content" if kind == "message" else "summary"
     return {key: [_text_part(kind, text)] if text else []}
 
@@ -332,7 +348,9 @@ def body_of(answer: Answer, request: Json, created_s: int) -> Json:
     """The response."""
     finished = answer.finished or Finished("stop", Counts())
     response = _response(answer.id, answer.model, request, created_s)
-    response["output"] = [_written(part, answer.id or "", index) for index, part in enumerate(_shown(answer))]
+    free = free_tools.names_in(request)
+    shown = enumerate(_shown(answer))
+    response["output"] = [_written(part, answer.id or "", index, free) for index, part in shown]
     response["usage"] = written_usage(finished.counts)
     if finished.reason in ("length", "content_filter", "refusal"):
         reason = "max_output_tokens" if finished.reason == "length" else "content_filter"
@@ -346,7 +364,7 @@ def _shown(answer: Answer) -> list[Text | Thinking | ToolCall]:
     ]
 
 
-def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int) -> Json:
+def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int, free: frozenset[str]) -> Json:
     match part:
         case Text():
             told: Json = {"role": "assistant"} | _content("message", part.text)
@@ -355,10 +373,9 @@ def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int) -> Js
             proof = {"encrypted_content": part.opaque} if part.opaque and part.origin is _ORIGIN else {}
             told, kind = _content("reasoning", part.text) | proof, "reasoning"
         case ToolCall():
-            told, kind = (
-                {"call_id": part.id, "name": part.name} | _content("function_call", part.arguments),
-                "function_call",
-            )
+            kind = "custom_tool_call" if part.name in free else "function_call"
+            text = free_tools.text_of_arguments(part.arguments) if part.name in free else part.arguments
+            told = {"call_id": part.id, "name": part.name} | _content(kind, text)
     return {"id": _item_id(kind, answer_id, index), "type": kind, "status": "completed"} | told
 
 

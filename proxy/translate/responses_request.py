@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ..wire import WireFormat
-from . import effort, media
+from . import effort, free_tools, media
 from .chat_request import finished, openai_tier
 from .conversation import (
     SHARED_BY_OPENAI,
@@ -105,7 +105,10 @@ def _item(item: Reading) -> Message | None:
         case "function_call":
             call = ToolCall(item.needed("call_id"), item.needed("name"), item.text("arguments") or "")
             return Message("assistant", (call,))
-        case "function_call_output":
+        case "custom_tool_call":
+            text = free_tools.arguments_of_text(item.text("input") or "")
+            return Message("assistant", (ToolCall(item.needed("call_id"), item.needed("name"), text),))
+        case "function_call_output" | "custom_tool_call_output":
             return Message("user", (_tool_result(item),))
         case "reasoning":
             return Message("assistant", (_thinking(item),))
@@ -177,6 +180,9 @@ def _told(parts: Any) -> list[str]:
 def _tools(reading: Reading) -> Iterator[Tool]:
     for given in reading.take("tools") or ():
         tool = reading.inside(given, "tools")
+        if tool.text("type") == "custom":
+            yield free_tools.as_function(tool.source)
+            continue
         if tool.text("type") != "function":
             tool.refuse(str(tool.source.get("name") or tool.source.get("type")))
             continue
@@ -194,7 +200,8 @@ def _tool_choice(reading: Reading) -> ToolChoice | None:
     choice = reading.take("tool_choice")
     if choice in ("auto", "none", "required"):
         return ToolChoice(choice)
-    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
+    kinds = ("function", "custom")
+    if isinstance(choice, dict) and choice.get("type") in kinds and isinstance(choice.get("name"), str):
         return ToolChoice("named", choice["name"])
     if choice is not None:
         reading.refuse("tool_choice")
