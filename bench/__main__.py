@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import budget, journal, ledger, machine, memory, receive, report, visibility
+from bench import budget, journal, ledger, machine, memory, proxy, receive, report, visibility
 from bench.plan import FULL, QUICK, Run
 from bench.server import BenchError, cache_folder
 
@@ -23,6 +23,7 @@ PARTS: Final[dict[str, Callable[[Run], None]]] = {
     "ledger": ledger.measure,
     "visibility": visibility.measure,
     "budget": budget.measure,
+    "proxy": proxy.measure,
     "memory": memory.measure,
     "journal": journal.measure,
 }

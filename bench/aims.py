@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from bench import budget, journal, ledger, memory, receive, visibility
+from bench import budget, journal, ledger, memory, proxy, receive, visibility
 from bench.plan import Cell, Figures, Run, shown
 
 
@@ -78,6 +78,12 @@ def _visible(load: str) -> Callable[[Run], float | None]:
     return lambda run: _number(run.find(visibility.PART, load=load), "p99 s")
 
 
+def _added(figure: str, connections: str) -> Callable[[Run], float | None]:
+    return lambda run: _number(
+        run.find(proxy.PART, connections=connections, pace=f"{proxy.PACED_PER_S:.0f}/s"), figure
+    )
+
+
 def _memory(state: str) -> Callable[[Run], float | None]:
     return lambda run: _number(run.find(memory.PART, state=state), "all")
 
@@ -116,6 +122,8 @@ AIMS: Final = (
     Aim("the same at full speed, p99 ms", _check(receiving=False, paced=False), 2, at_most=True),
     Aim("budget check while receiving, 2,000/s, p99 ms", _check(receiving=True, paced=True), 5, at_most=True),
     Aim("the same at full speed, p99 ms", _check(receiving=True, paced=False), 5, at_most=True),
+    Aim("live calls, added p50 ms at 1 connection", _added("added p50 ms", "1"), 0.5, at_most=True),
+    Aim("live calls, added p99 ms at 64 connections, 100/s", _added("added p99 ms", "64"), 2, at_most=True),
     Aim("memory idle, MiB", _memory("idle"), 300, at_most=True),
     Aim("memory at its highest, MiB", _memory("burst, highest"), 1024, at_most=True),
 )

@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
@@ -52,12 +53,15 @@ class Server(Protocol):
 
 
 class Tollbook:
-    """`tollbook serve` on free ports, in a data directory that is removed at the end."""
+    """`tollbook serve` on free ports, in a data directory (holding `files`) that is removed at the end."""
 
     name = "tollbook"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, files: Mapping[str, str] | None = None) -> None:
         self.data_dir = Path(tempfile.mkdtemp(prefix="data-", dir=folder))
+        (self.data_dir / "house").mkdir()
+        for name, text in (files or {}).items():
+            (self.data_dir / "house" / name).write_text(text)
         self._log = (self.data_dir / "serve.log").open("wb")
         command = [sys.executable, "-m", "tollbook.cli", "serve", "--data-dir", str(self.data_dir / "house")]
         self._process = subprocess.Popen(

@@ -149,6 +149,11 @@ class BudgetBook:
         """Whether spend is known."""
         return self._seq >= 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether no budget is defined."""
+        return not self._states
+
     def put(self, budget: Budget, offset: int) -> None:
         """Defines a budget, or defines it anew; `offset` is the journal position of that record."""
         known = self._states.get(budget.id)

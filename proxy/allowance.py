@@ -43,6 +43,8 @@ class Allowance:
         try:
             if not self._desk.ready:
                 raise Refused(FailureKind.OVERLOADED, "tollbook is starting; ask again", retry_after_s=1)
+            if self._desk.book.empty:
+                return None
             request = _check(exchange, target)
             if not self._desk.book.check(request, datetime.now(UTC), self._desk.quotes).budgets:
                 return None

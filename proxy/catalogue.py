@@ -7,6 +7,7 @@ from catalog.provider_book import Book, fold_name
 from catalog.provider_facts import Provider
 from catalog.quote import Quotes
 from catalog.resolve import Evidence, Resolution
+from proxy.keys import KeyKinds
 from proxy.wire import Operation, WireFormat
 
 __all__ = ["HOMES", "Catalogue"]
@@ -39,6 +40,7 @@ class Catalogue:
         self.quotes = quotes
         self.book: Book = quotes.book
         self.endpoints = EndpointBook(quotes.book)
+        self.key_kinds = KeyKinds(quotes.book)
         self._first_hand = {each for lab in self.book.labs.values() for each in lab.providers}
 
     def provider(self, name: str) -> Provider | None:

@@ -19,7 +19,7 @@ from proxy.catalogue import HOMES, Catalogue
 from proxy.doors import Door, DoorSettings
 from proxy.exchange import CredentialKind, Exchange, Target
 from proxy.failure import FailureKind
-from proxy.keys import KeyKind, access_by_headers, kinds_of, misplaced
+from proxy.keys import KeyKind, access_by_headers, misplaced
 from proxy.refusal import Refused
 from proxy.secret import Secret
 from proxy.vault import Entry, Vault, VaultError
@@ -177,12 +177,12 @@ class Chooser:
         except VaultError as error:
             raise Refused(FailureKind.AUTH, f"the key of {entry.provider}: {error}") from None
         return _Shown(
-            CredentialKind.VAULT, entry.access, key, entry.account, kinds_of(self.catalogue.book, key)
+            CredentialKind.VAULT, entry.access, key, entry.account, self.catalogue.key_kinds.of(key)
         )
 
     def _kinds(self, exchange: Exchange) -> tuple[KeyKind, ...]:
         key = exchange.caller.credential
-        return kinds_of(self.catalogue.book, key) if key is not None else ()
+        return self.catalogue.key_kinds.of(key) if key is not None else ()
 
     def _no_key(self, exchange: Exchange, provider: Provider, access: str | None) -> Refused:
         kinds = self._kinds(exchange)

@@ -15,7 +15,7 @@ from catalog.provider_book import Book
 from proxy.caller import Headers
 from proxy.secret import Secret
 
-__all__ = ["KeyKind", "access_by_answer", "access_by_headers", "kinds_of", "misplaced"]
+__all__ = ["KeyKind", "KeyKinds", "access_by_answer", "access_by_headers", "misplaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,24 @@ class KeyKind:
     access: str
 
 
-def kinds_of(book: Book, key: Secret) -> tuple[KeyKind, ...]:
-    """The kinds that share the longest known prefix of a key; none where no prefix is known."""
-    value = key.reveal()
-    found = [
-        KeyKind(kind.prefix, provider.id, kind.access)
-        for provider in book.providers.values()
-        for kind in provider.credentials
-        if value.startswith(kind.prefix)
-    ]
-    longest = max((len(kind.prefix) for kind in found), default=0)
-    return tuple(kind for kind in found if len(kind.prefix) == longest)
+class KeyKinds:
+    """The reviewed kinds of keys, by prefix."""
+
+    def __init__(self, book: Book) -> None:
+        self._kinds: dict[str, tuple[KeyKind, ...]] = {}
+        for provider in book.providers.values():
+            for kind in provider.credentials:
+                known = self._kinds.get(kind.prefix, ())
+                self._kinds[kind.prefix] = (*known, KeyKind(kind.prefix, provider.id, kind.access))
+        self._lengths = sorted({len(prefix) for prefix in self._kinds}, reverse=True)
+
+    def of(self, key: Secret) -> tuple[KeyKind, ...]:
+        """The kinds that share the longest known prefix of a key; none where no prefix is known."""
+        value = key.reveal()
+        for length in self._lengths:
+            if (found := self._kinds.get(value[:length])) is not None:
+                return found
+        return ()
 
 
 def misplaced(kinds: tuple[KeyKind, ...], provider: str, access: str) -> str | None:

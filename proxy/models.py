@@ -19,7 +19,6 @@ from catalog.endpoints import Endpoint
 from proxy.caller import Caller, Headers
 from proxy.choice import Chooser
 from proxy.json_values import loads
-from proxy.keys import kinds_of
 from proxy.relay import inflated
 from proxy.routes import RouteTable, aliases
 from proxy.secret import Secret
@@ -77,7 +76,6 @@ class ModelLists:
 
     def _sources(self, chooser: Chooser, caller: Caller) -> list[_Source]:
         """One for every provider with a key: ours, or the caller's."""
-        book = chooser.catalogue.book
         keys: dict[str, tuple[Secret, str]] = {}
         for entry in self._vault.entries():
             try:
@@ -85,7 +83,7 @@ class ModelLists:
             except VaultError:
                 continue
         if caller.credential is not None:
-            for kind in kinds_of(book, caller.credential):
+            for kind in chooser.catalogue.key_kinds.of(caller.credential):
                 keys[kind.provider] = (caller.credential, kind.access)
         made = (self._source(chooser, provider, *told) for provider, told in keys.items())
         return [source for source in made if source is not None]

@@ -162,9 +162,9 @@ def _read_key() -> Secret:
 def _access(book: Book, facts: Provider, key: Secret | None, told: str | None) -> tuple[str, str | None]:
     """What calls with the key are, and its kind; a key of another provider or access is refused."""
     from catalog.endpoints import EndpointBook
-    from proxy.keys import kinds_of, misplaced
+    from proxy.keys import KeyKinds, misplaced
 
-    kinds = kinds_of(book, key) if key is not None else ()
+    kinds = KeyKinds(book).of(key) if key is not None else ()
     mine = next((kind for kind in kinds if kind.provider == facts.id), None)
     doors = {endpoint.access for endpoint in EndpointBook(book).find(facts.id)}
     usual = doors.pop() if len(doors) == 1 else facts.access
