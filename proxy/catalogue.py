@@ -32,6 +32,9 @@ SPOKEN: dict[str, WireFormat] = {
 }
 """The catalogue's formats that the proxy speaks."""
 
+SIGNED = frozenset({"aws-sigv4", "google-oauth"})
+"""Doors that want every request signed, or a token minted for an hour: a key does not open them."""
+
 
 class Catalogue:
     """One version of the catalogue, as the proxy looks at it."""
@@ -78,7 +81,7 @@ class Catalogue:
 
 def _may_reach(endpoint: Endpoint, operation: Operation) -> bool:
     """A conversation can be translated; embeddings and counts of tokens are what they are."""
-    spoken = SPOKEN.get(endpoint.format)
+    spoken = None if endpoint.auth in SIGNED else SPOKEN.get(endpoint.format)
     if spoken is None or spoken is operation.wire_format:
         return spoken is not None
     embeddings = WireFormat.OPENAI_EMBEDDINGS

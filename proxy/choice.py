@@ -101,9 +101,6 @@ class Chooser:
         doors = self.catalogue.doors(provider.id, exchange.operation, access)
         if not doors:
             raise _no_door(provider, exchange, access)
-        if doors[0].auth in ("aws-sigv4", "google-oauth"):
-            sentence = f"{provider.id} wants every request signed, which tollbook cannot do"
-            raise Refused(FailureKind.INVALID_REQUEST, sentence)
         shown = self._shown(exchange, provider, doors, access=access, account=account, credential=credential)
         door = _door_for(doors, shown.access)
         if shown.kind is not CredentialKind.NONE and (
@@ -199,7 +196,7 @@ class Chooser:
 def _no_door(provider: Provider, exchange: Exchange, access: str | None) -> Refused:
     kind = f" under {access}" if access else ""
     what = "embeddings" if exchange.wire_format is WireFormat.OPENAI_EMBEDDINGS else "live calls"
-    sentence = f"the catalogue knows no endpoint of {provider.id}{kind} for {what}"
+    sentence = f"the catalogue knows no endpoint of {provider.id}{kind} that a key opens for {what}"
     return Refused(FailureKind.INVALID_REQUEST, sentence, code="no_endpoint")
 
 

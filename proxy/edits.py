@@ -8,30 +8,30 @@ cannot be changed so (keys written with escapes), the body is written anew with 
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Any, Final
 
 import orjson
+
+from proxy.json_values import dumps
 
 __all__ = ["with_model", "with_stream_usage"]
 
 _BRACE: Final = re.compile(rb"\s*\{")
 _OPTIONS: Final = re.compile(rb'"stream_options"\s*:\s*\{')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _MAX_TRIES: Final = 8
 
 
 def with_model(body: bytes, request: dict[str, Any], model: str) -> bytes:
     """The body with another `model`; `request` is the body, parsed."""
     wanted = {**request, "model": model}
-    old = orjson.dumps(request.get("model"))
-    pattern = re.compile(rb'("model"\s*:\s*)' + re.escape(old))
     new = orjson.dumps(model)
-    for number, found in enumerate(pattern.finditer(body)):
-        changed = body[: found.start()] + found[1] + new + body[found.end() :]
+    for found in islice(_MODEL.finditer(body), _MAX_TRIES):
+        changed = body[: found.start(1)] + new + body[found.end(1) :]
         if _reads_as(changed, wanted):
             return changed
-        if number == _MAX_TRIES:
-            break
-    return orjson.dumps(wanted)
+    return dumps(wanted)
 
 
 def with_stream_usage(body: bytes, request: dict[str, Any]) -> bytes:
@@ -47,7 +47,7 @@ def with_stream_usage(body: bytes, request: dict[str, Any]) -> bytes:
             changed = body[: found.end()] + b'"include_usage":true,' + body[found.end() :]
             if _reads_as(changed, wanted):
                 return changed
-    return orjson.dumps(wanted)
+    return dumps(wanted)
 
 
 def _reads_as(body: bytes, wanted: dict[str, Any]) -> bool:

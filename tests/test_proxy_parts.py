@@ -1,0 +1,394 @@
+"""The proxy's parts by themselves: keys at rest, calls on their way, edits, records, doors, routes."""
+
+from __future__ import annotations
+
+import json
+import random
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from pydantic import ValidationError
+
+from catalog.endpoints import Endpoint
+from catalog.quote import Quotes
+from ingest.call_report import CallSpan, encode
+from proxy.caller import read_caller
+from proxy.catalogue import SIGNED, SPOKEN, Catalogue
+from proxy.choice import Chooser
+from proxy.doors import Door, DoorSettings
+from proxy.edits import with_model, with_stream_usage
+from proxy.exchange import CredentialKind, Exchange
+from proxy.failure import FailureKind, failure
+from proxy.health import Health
+from proxy.inflight import InFlight, TooManyInFlight
+from proxy.outgoing import outgoing
+from proxy.plan import Planner
+from proxy.refusal import Refused
+from proxy.route_files import RouteFiles, RoutesFileError
+from proxy.routes import Route, RouteTable
+from proxy.secret import Secret
+from proxy.vault import Entry, Vault, VaultError
+from proxy.wire import WireFormat, operation_of, said
+
+PATHS = {
+    WireFormat.OPENAI_CHAT: "/v1/chat/completions",
+    WireFormat.OPENAI_RESPONSES: "/v1/responses",
+    WireFormat.OPENAI_EMBEDDINGS: "/v1/embeddings",
+    WireFormat.ANTHROPIC_MESSAGES: "/v1/messages",
+    WireFormat.GOOGLE_GENERATE: "/v1beta/models/some-model:generateContent",
+}
+
+
+def exchange(model: str, path: str = "/v1/chat/completions", **headers: str) -> Exchange:
+    operation = operation_of(path)
+    assert operation is not None
+    request: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    told = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Exchange(
+        operation=operation,
+        said=said(operation, request),
+        path=path,
+        query=b"",
+        headers=told,
+        body=json.dumps(request).encode(),
+        request=request,
+        caller=read_caller(told, b"", request),
+    )
+
+
+# --- the vault ---
+
+
+def test_a_key_is_sealed_at_rest_and_opens_again(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.add(Entry("openai", "payg"), Secret("sk-proj-very-secret"))
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(files) == {"vault.json", "vault.key"}
+    assert not any(b"very-secret" in body for body in files.values())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
+    again = Vault(tmp_path)
+    entry = again.find("openai")
+    assert entry is not None and again.reveal(entry).reveal() == "sk-proj-very-secret"
+    assert "very-secret" not in f"{entry!r} {again.reveal(entry)!r} {again.reveal(entry)}"
+
+
+def test_a_sealed_key_does_not_open_in_another_place(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.add(Entry("openai", "payg"), Secret("sk-proj-x"))
+    path = tmp_path / "vault.json"
+    path.write_text(path.read_text().replace('"openai"', '"zai"'))
+    moved = Vault(tmp_path).find("zai")
+    assert moved is not None
+    with pytest.raises(VaultError, match="another"):
+        Vault(tmp_path).reveal(moved)
+
+
+def test_a_vault_without_its_key_or_with_a_readable_one_says_so(tmp_path: Path) -> None:
+    Vault(tmp_path).add(Entry("openai", "payg"), Secret("sk-proj-x"))
+    entry = Vault(tmp_path).entries()[0]
+    (tmp_path / "vault.key").chmod(0o644)
+    with pytest.raises(VaultError, match="chmod 600"):
+        Vault(tmp_path).reveal(entry)
+    (tmp_path / "vault.key").unlink()
+    for use in (lambda vault: vault.reveal(entry), lambda vault: vault.add(entry, Secret("sk-new"))):
+        with pytest.raises(VaultError, match="missing"):
+            use(Vault(tmp_path))
+
+
+def test_a_key_from_the_environment_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = Vault(tmp_path)
+    vault.add(Entry("openai", "payg", env="SOME_KEY"))
+    entry = vault.entries()[0]
+    with pytest.raises(VaultError, match="SOME_KEY is not set"):
+        vault.reveal(entry)
+    monkeypatch.setenv("SOME_KEY", "sk-proj-env")
+    assert vault.reveal(entry).reveal() == "sk-proj-env"
+    assert (vault.remove("openai"), vault.remove("openai"), vault.entries()) == (1, 0, ())
+
+
+# --- calls on their way ---
+
+
+async def test_what_was_on_its_way_is_found_again_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "proxy" / "in-flight"
+    first = InFlight(path, slots=3)
+    slots = [first.put(body) for body in (b"one", b"two" * 1000, b"three")]
+    with pytest.raises(TooManyInFlight):
+        first.put(b"four")
+    first.clear(slots[1])
+    assert first.taken == 2
+    torn = slots[2] * 4096 + 10
+    with path.open("r+b") as file:
+        file.seek(torn)
+        file.write(b"X")
+    second = InFlight(path, slots=3)
+    assert list(second.interrupted.values()) == [b"one"], "a torn record is none"
+    kept = next(iter(second.interrupted))
+    assert kept not in {second.put(b"new"), second.put(b"new")}
+
+
+# --- edits ---
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON, JSON, st.text(max_size=12), st.sampled_from(["gpt-5", 'a"b', "x\\y", "é", ""]))
+def test_a_model_is_renamed_and_nothing_else(before: Any, after: Any, new: str, old: str) -> None:
+    """Byte by byte, also where the same words stand elsewhere and odd ways to write them."""
+    head = f'{{ "a":{json.dumps(before)} ,"n":1.00, "model" :\t'.encode()
+    tail = f', "tools": [{json.dumps({"model": old})}],"z": {json.dumps(after)}\n}}'.encode()
+    body = head + json.dumps(old).encode() + tail
+    assert with_model(body, json.loads(body), new) == head + orjson.dumps(new) + tail
+
+
+@pytest.mark.parametrize(
+    ("body", "changed"),
+    [
+        ('{"a": 1.0}', '{"stream_options":{"include_usage":true},"a": 1.0}'),
+        (" { }", ' {"stream_options":{"include_usage":true} }'),
+        ('{"stream_options": {"x": 1}}', '{"stream_options": {"include_usage":true,"x": 1}}'),
+    ],
+)
+def test_usage_is_asked_for_in_the_smallest_way(body: str, changed: str) -> None:
+    assert with_stream_usage(body.encode(), json.loads(body)).decode() == changed
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": False}, {}])
+def test_usage_is_asked_for_whatever_was_said(options: Any) -> None:
+    request = {"b": [1], "stream_options": options}
+    changed = json.loads(with_stream_usage(json.dumps(request).encode(), request))
+    assert changed == {"b": [1], "stream_options": {"include_usage": True}}
+
+
+# --- records ---
+
+
+def test_a_span_written_by_hand_reads_as_the_generated_classes_write_it() -> None:
+    attributes = {
+        "text": "é" * 200,
+        "zero": 0,
+        "large": 2**60,
+        "negative": -5,
+        "real": 0.25,
+        "no": None,
+        "yes": True,
+    }
+    span = CallSpan(b"t" * 16, b"s" * 8, b"p" * 8, "chat gpt-5", 10**18, 10**18 + 5, True, attributes)
+    read = ExportTraceServiceRequest.FromString(encode(span)).resource_spans[0].scope_spans[0]
+    [told] = read.spans
+    values = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in told.attributes}
+    assert values == {name: value for name, value in attributes.items() if value is not None}
+    assert (told.trace_id, told.span_id, told.parent_span_id) == (b"t" * 16, b"s" * 8, b"p" * 8)
+    assert (told.start_time_unix_nano, told.end_time_unix_nano) == (10**18, 10**18 + 5)
+    assert (read.scope.name, told.name, told.status.code, told.kind) == ("tollbook.proxy", "chat gpt-5", 2, 3)
+
+
+# --- doors ---
+
+
+@cache
+def quotes() -> Quotes:
+    return Quotes.load()
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return Catalogue(quotes())
+
+
+def _doors() -> Iterator[Endpoint]:
+    book = Catalogue(quotes())
+    for provider in book.book.providers:
+        yield from book.endpoints.find(provider)
+
+
+def test_every_door_of_the_catalogue_is_reached_with_the_key_kept_for_it(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """Provider by provider, access by access, dialect by dialect: the address, and whose key is shown."""
+    vault = Vault(tmp_path)
+    reached = 0
+    for endpoint in _doors():
+        spoken = SPOKEN.get(endpoint.format)
+        if spoken is None or endpoint.auth in (*SIGNED, "none"):
+            continue
+        entry = Entry(endpoint.provider, endpoint.access, env="DOOR_KEY")
+        told = exchange("some-model", PATHS[spoken], authorization="Bearer sk-mine", user_agent="agent/1")
+        vault.add(entry)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("DOOR_KEY", "ours")
+            provider = catalogue.book.providers[endpoint.provider]
+            chosen = Chooser(catalogue, vault, _variables(endpoint)).target(
+                *(told, provider, "some-model"), access=endpoint.access, credential=CredentialKind.VAULT
+            )
+            sent = outgoing(told, chosen)
+        vault.remove(endpoint.provider)
+        assert (chosen.access, chosen.endpoint.format) == (endpoint.access, endpoint.format)
+        headers = [(name.decode(), value.decode()) for name, value in sent.headers]
+        shown = [name for name, value in headers if "ours" in value]
+        assert shown == [name for name, _ in endpoint.auth_headers("ours").items()], endpoint
+        assert not any("sk-mine" in value for _, value in headers)
+        assert dict(headers)["user-agent"] == "agent/1"
+        assert {name: dict(headers)[name] for name, _ in endpoint.headers} == dict(endpoint.headers)
+        assert sent.url.startswith(("https://", "http://")) and "{" not in sent.url
+        reached += 1
+    assert reached > 100
+
+
+def _variables(endpoint: Endpoint) -> DoorSettings:
+    variables = dict.fromkeys(endpoint.variables, "acme")
+    return DoorSettings((Door(provider=endpoint.provider, variables=variables),))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.example.com/v1",
+        "https://user:pw@api.example.com",
+        "https://169.254.169.254/v1",
+        "https://10.0.0.1/v1",
+        "https://localhost/v1",
+        "ftp://api.example.com",
+    ],
+)
+def test_unsafe_doors_are_refused_where_they_are_written(url: str) -> None:
+    with pytest.raises(ValidationError):
+        Door(provider="openai", base_url=url)
+
+
+# --- routes ---
+
+
+def test_mistakes_in_the_routes_file_are_told_by_place_and_never_by_value(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[[route]]\nname = "a"\nmodels = ["a"]\nsecret = "sk-ant-x"\n[[route.target]]\nprovider = "openai"\n'
+    )
+    with pytest.raises(RoutesFileError, match=r"route\.0\.secret") as caught:
+        RouteFiles(tmp_path)
+    assert "sk-ant" not in str(caught.value)
+    path.write_text("[[route")
+    with pytest.raises(RoutesFileError, match="is not TOML"):
+        RouteFiles(tmp_path)
+
+
+def test_routes_defined_by_the_api_come_first_and_survive(tmp_path: Path) -> None:
+    target = '[[route.target]]\nprovider = "openai"\n'
+    (tmp_path / "routes.toml").write_text(f'[[route]]\nname = "a"\nmodels = ["x*"]\n{target}')
+    files = RouteFiles(tmp_path)
+    files.put(Route.model_validate({"name": "b", "models": ["x1"], "target": [{"provider": "groq"}]}))
+    again = RouteFiles(tmp_path).table
+    assert [route.name for route in again.routes] == ["b", "a"]
+    named = again.find("x2", named="b")
+    assert named is not None and named.name == "b"
+    found = [route.name if (route := again.find(model)) else None for model in ("x1", "x2", "y")]
+    assert found == ["b", "a", None]
+    assert files.delete("b") and not files.delete("a") and not RouteFiles(tmp_path).own
+
+
+def _plan(catalogue: Catalogue, vault: Vault, route: dict[str, Any], told: Exchange, health: Health) -> Any:
+    table = RouteTable([Route.model_validate({"name": "r", "models": ["m"], **route})])
+    return Planner(Chooser(catalogue, vault, DoorSettings()), table, health).all_steps(told)
+
+
+def test_what_costs_never_takes_a_plans_place_unless_told(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when the plan's target has failed, nor while it rests, nor for want of its key."""
+    monkeypatch.setenv("K", "key")
+    vault, health = Vault(tmp_path), Health()
+    paid = {"provider": "zai", "model": "glm-4.6"}
+    route = {"target": [{"provider": "zai-coding-plan", "model": "glm-4.6"}, paid]}
+    vault.add(Entry("zai", "payg", env="K"))
+    steps = _plan(catalogue, vault, route, exchange("m"), health).steps
+    assert "no key" in steps[0].why_not and "may_cost" in steps[1].why_not
+    vault.add(Entry("zai-coding-plan", "subscription", env="K"))
+    plan = _plan(catalogue, vault, route, exchange("m"), health)
+    health.failed(plan.steps[0].target, failure(FailureKind.PLAN_LIMIT, "used up", retry_after_s=3600))
+    resting = _plan(catalogue, vault, route, exchange("m"), health)
+    assert [step.target and step.target.provider for step in resting.steps] == [None, "zai-coding-plan"]
+    paid["may_cost"] = True  # type: ignore[assignment]
+    told = _plan(catalogue, vault, route, exchange("m"), health)
+    assert [step.target.provider for step in told.steps] == ["zai", "zai-coding-plan"]
+    assert told.next() is not None and told.next(failure(FailureKind.INVALID_REQUEST, "bad")) is None
+
+
+def test_conditions() -> None:
+    when = {"since": "22:00", "until": "06:00", "time_zone": "Europe/Berlin", "headers": {"x-tier": "g*"}}
+    target = {"provider": "openai", "when": {**when, "tools": False, "min_input_tokens": 10}}
+    rule = Route.model_validate({"name": "r", "models": ["m"], "target": [target]}).target[0]
+    night, noon = datetime(2026, 1, 5, 22, 30, tzinfo=UTC), datetime(2026, 1, 5, 12, tzinfo=UTC)
+    told = exchange("m", x_tier="gold")
+    assert rule.when.unmet(told, input_tokens=10, now=night) is None
+    assert "between" in (rule.when.unmet(told, input_tokens=10, now=noon) or "")
+    assert "x-tier" in (rule.when.unmet(exchange("m"), input_tokens=10, now=night) or "")
+    assert "fewer" in (rule.when.unmet(told, input_tokens=9, now=night) or "")
+
+
+def test_weights_share_a_place() -> None:
+    targets = [{"provider": "a", "weight": 9}, {"provider": "b", "weight": 1}, {"provider": "c"}]
+    route = Route.model_validate({"name": "r", "models": ["m"], "target": targets})
+    chance = random.Random(7)
+    orders = [[rule.provider for rule in route.ordered(chance)] for _ in range(1000)]
+    assert all(order[2] == "c" for order in orders)
+    assert 850 < sum(order[0] == "a" for order in orders) < 950
+
+
+def test_a_target_rests_after_faults_and_is_forgiven_when_it_answers(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    target = Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(
+        exchange("gpt-5", authorization="Bearer sk-proj-x")
+    )
+    health = Health()
+    for _ in range(4):
+        health.failed(target, failure(FailureKind.SERVER_ERROR, "down"))
+    assert health.resting(target) is None
+    health.failed(target, failure(FailureKind.SERVER_ERROR, "down"))
+    assert "server error" in (health.resting(target) or "")
+    health.answered(target)
+    assert health.resting(target) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "provider", "served"),
+    [
+        ("gpt-5", "sk-proj-x", "openai", "gpt-5"),
+        ("some-new-model", "unknown-key", "openai", "some-new-model"),
+        ("anthropic/claude-sonnet-4-5", "sk-or-v1-x", "openrouter", "anthropic/claude-sonnet-4-5"),
+        ("zai-coding-plan/glm-4.6", "a.b", "zai-coding-plan", "glm-4.6"),
+        ("kimi-k2", "sk-kimi-x", "kimi-for-coding", "kimi-k2"),
+        ("ollama/llama3", "sk-proj-x", "ollama", "llama3"),
+    ],
+)
+def test_the_model_and_the_key_lead_to_a_provider(
+    catalogue: Catalogue, tmp_path: Path, model: str, key: str, provider: str, served: str
+) -> None:
+    chooser = Chooser(catalogue, Vault(tmp_path), DoorSettings())
+    chosen = chooser.choose(exchange(model, authorization=f"Bearer {key}"))
+    assert (chosen.provider, chosen.model) == (provider, served)
+
+
+@pytest.mark.parametrize(
+    ("model", "key"), [("glm-4.6", "sk-proj-x"), ("", ""), ("gpt-5", ""), ("zai/glm-4.6", "sk-kimi-x")]
+)
+def test_what_cannot_be_decided_is_refused(
+    catalogue: Catalogue, tmp_path: Path, model: str, key: str
+) -> None:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with pytest.raises(Refused) as refused:
+        Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(exchange(model, **headers))
+    assert not key or key not in str(refused.value)
