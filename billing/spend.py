@@ -31,6 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import lru_cache
 from typing import Any
 
 import duckdb
@@ -147,6 +148,7 @@ DDL = (
 """Tables of the ledger. A deleted budget keeps its row in budget_definitions, so that an older record of
 it that comes again stays without effect. Rows of budget_spend are changes; their sum is the spend."""
 
+REMEMBERED_DEFINITIONS = 32_768
 COMPACT_ROWS = 100_000  # budget_spend is summed up when it has grown by so many rows
 
 
@@ -196,9 +198,13 @@ def load_definitions(con: duckdb.DuckDBPyConnection, *, epoch: str) -> dict[str,
         "FROM budget_definitions WHERE definition IS NOT NULL ORDER BY id",
         [epoch],
     ).fetchall()
-    return {
-        budget_id: Definition(Budget.model_validate_json(text), offset) for budget_id, text, offset in rows
-    }
+    return {budget_id: Definition(_defined(text), offset) for budget_id, text, offset in rows}
+
+
+@lru_cache(maxsize=REMEMBERED_DEFINITIONS)
+def _defined(text: str) -> Budget:
+    """A stored definition; every publication reads them all, and they seldom change."""
+    return Budget.model_validate_json(text)
 
 
 Told = dict[str, tuple[Budget | None, int]]  # id -> definition (None: deleted) and its journal offset
@@ -470,9 +476,10 @@ class SpendFeed:
         """Counts the budgets that are new or changed; returns their entries and the ids of those deleted."""
         if not self._changed:
             return [], []
-        self._scopes = compile_scopes(self._definitions.values())
         fresh = [self._definitions[each] for each in sorted(self._changed & self._definitions.keys())]
         deleted = sorted(self._changed - self._definitions.keys())
+        self._scopes.remove(deleted)
+        self._scopes.enter(fresh)
         _forget_spend(self._con, sorted(self._changed))
         counted = recount(self._con, compile_scopes(fresh), now=now)
         _append_spend(self._con, counted)
@@ -547,26 +554,27 @@ def publish(con: duckdb.DuckDBPyConnection, schema: str, *, now: datetime | None
 
 def _published_rows(con: duckdb.DuckDBPyConnection, now: datetime) -> list[tuple[Any, ...]]:
     spend = load_spend(con)
-    budgets = [each.budget for each in load_definitions(con, epoch="").values()]
-    return [_published_row(each, spend.get(each.id, ()), now) for each in budgets]
+    rows = con.execute(
+        "SELECT id, definition FROM budget_definitions WHERE definition IS NOT NULL ORDER BY id"
+    ).fetchall()
+    return [_published_row(text, spend.get(budget_id, ()), now) for budget_id, text in rows]
 
 
-def _published_row(
-    budget: Budget, buckets: Sequence[tuple[int, Decimal, int]], now: datetime
-) -> tuple[Any, ...]:
+def _published_row(text: str, buckets: Sequence[tuple[int, Decimal, int]], now: datetime) -> tuple[Any, ...]:
+    budget, told, more = _published_definition(text)
     spend = spend_of(budget.parsed_period())
     for bucket in buckets:
         spend.add(*bucket)
     spend.roll(now)
+    left = EXACT.subtract(budget.limit, spend.amount)
+    return *told, spend.amount, left, spend.unpriced, spend.resets_at(), now, *more
+
+
+@lru_cache(maxsize=REMEMBERED_DEFINITIONS)
+def _published_definition(text: str) -> tuple[Budget, tuple[Any, ...], tuple[Any, ...]]:
+    """A stored definition with the columns before and after its figures."""
+    budget = _defined(text)
+    scope = _json(budget.scope.model_dump(mode="json"))
     thresholds = _json([each.model_dump(mode="json") for each in budget.thresholds])
-    return (
-        *(budget.id, _json(budget.scope.model_dump(mode="json")), budget.meter, budget.limit, budget.period),
-        *(
-            budget.time_zone,
-            thresholds,
-            budget.on_unpriced,
-            spend.amount,
-            EXACT.subtract(budget.limit, spend.amount),
-        ),
-        *(spend.unpriced, spend.resets_at(), now, budget.per_call, budget.shadow, budget.origin),
-    )
+    told = (budget.id, scope, budget.meter, budget.limit, budget.period, budget.time_zone)
+    return budget, (*told, thresholds, budget.on_unpriced), (budget.per_call, budget.shadow, budget.origin)

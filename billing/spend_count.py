@@ -9,7 +9,7 @@ as an unpriced call, never as 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,6 +25,7 @@ __all__ = ["Change", "Definition", "Scopes", "compile_scopes", "deltas", "floor_
 
 _MONEY_SUM = pl.Decimal(38, 12)
 _EPSILON = timedelta(microseconds=1)
+_MAX_CHUNKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +61,76 @@ class Plan:
     members: pl.DataFrame
 
 
-@dataclass(frozen=True, slots=True)
 class Scopes:
-    """All budgets, arranged for joins. A clock is what decides the bucket of a call."""
+    """Budgets, arranged for joins; one that comes or goes costs no pass over the others.
 
-    definitions: tuple[Definition, ...]
-    clocks: tuple[Period, ...]
-    plans: tuple[Plan, ...]
+    `definitions` knows each by a number of its own, `clocks` what decides the bucket of a call.
+    """
+
+    __slots__ = ("_clocks", "_numbers", "_plans", "_serial", "clocks", "definitions")
+
+    def __init__(self) -> None:
+        self.definitions: dict[int, Definition] = {}
+        self.clocks: list[Period] = []
+        self._clocks: dict[Period, int] = {}
+        self._numbers: dict[str, int] = {}
+        self._plans: dict[tuple[str, ...], pl.DataFrame] = {}
+        self._serial = 0
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The budgets by the dimensions their scopes name."""
+        return [Plan(dims, members) for dims, members in self._plans.items()]
+
+    def enter(self, definitions: Iterable[Definition]) -> None:
+        """Takes in budgets, each in the place of the one that has its id."""
+        told = list(definitions)
+        self.remove(each.budget.id for each in told)
+        rows: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for definition in told:
+            dims, row = self._row(definition)
+            rows.setdefault(dims, []).append(row)
+        for dims, fresh in rows.items():
+            known = self._plans.get(dims)
+            members = _members(dims, fresh)
+            joined = members if known is None else pl.concat([known, members])
+            self._plans[dims] = joined.rechunk() if joined.n_chunks() > _MAX_CHUNKS else joined
+
+    def remove(self, budget_ids: Iterable[str]) -> None:
+        """Takes budgets out; one that is not there is no error."""
+        gone: dict[tuple[str, ...], list[int]] = {}
+        for budget_id in budget_ids:
+            number = self._numbers.pop(budget_id, None)
+            if number is not None:
+                dims = tuple(sorted(self.definitions.pop(number).budget.scope.dimensions()))
+                gone.setdefault(dims, []).append(number)
+        for dims, numbers in gone.items():
+            left = self._plans[dims].filter(~pl.col("number").is_in(numbers))
+            self._plans[dims] = left
+            if left.is_empty():
+                del self._plans[dims]
+
+    def _row(self, definition: Definition) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        budget = definition.budget
+        number, self._serial = self._serial, self._serial + 1
+        self.definitions[number], self._numbers[budget.id] = definition, number
+        told = budget.scope.dimensions()
+        dims = tuple(sorted(told))
+        return dims, (*(told[dim] for dim in dims), number, self._clock(budget), budget.meter)
+
+    def _clock(self, budget: Budget) -> int:
+        period = _clock(budget)
+        if period not in self._clocks:
+            self._clocks[period] = len(self.clocks)
+            self.clocks.append(period)
+        return self._clocks[period]
 
 
 def compile_scopes(definitions: Iterable[Definition]) -> Scopes:
     """Arranges budgets by the dimensions their scopes name."""
-    known = tuple(definitions)
-    clocks: dict[Period, int] = {}
-    groups: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for number, definition in enumerate(known):
-        told = definition.budget.scope.dimensions()
-        dims = tuple(sorted(told))
-        clock = clocks.setdefault(_clock(definition.budget), len(clocks))
-        row = (*(told[dim] for dim in dims), number, clock, definition.budget.meter)
-        groups.setdefault(dims, []).append(row)
-    return Scopes(known, tuple(clocks), tuple(_plan(dims, rows) for dims, rows in groups.items()))
+    scopes = Scopes()
+    scopes.enter(definitions)
+    return scopes
 
 
 def _clock(budget: Budget) -> Period:
@@ -91,9 +141,9 @@ def _clock(budget: Budget) -> Period:
     return Period("total", UTC) if period.kind == "total" else period
 
 
-def _plan(dims: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Plan:
+def _members(dims: tuple[str, ...], rows: list[tuple[Any, ...]]) -> pl.DataFrame:
     schema = {**_keys(dims), "number": pl.UInt32(), "clock": pl.UInt32(), "meter": pl.String()}
-    return Plan(dims, pl.DataFrame(rows, schema=schema, orient="row"))
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _keys(dims: tuple[str, ...]) -> dict[str, pl.DataType]:
@@ -190,7 +240,7 @@ def _of_meter(suffix: str) -> pl.Expr:
     return chosen
 
 
-def _buckets(matched: pl.DataFrame, clocks: tuple[Period, ...]) -> pl.DataFrame:
+def _buckets(matched: pl.DataFrame, clocks: Sequence[Period]) -> pl.DataFrame:
     """clock, minute_s -> bucket_s. Asked once per distinct minute, of the same function that the front
     asks.
     """
