@@ -59,19 +59,24 @@ def _to_phoenix(run: Run) -> float | None:
 
 
 def _check(*, receiving: bool, paced: bool) -> Callable[[Run], float | None]:
-    def find(run: Run) -> float | None:
-        found = [
-            cell.number("p99 ms")
-            for cell in run.cells
-            if cell.part == budget.PART
-            and cell.labels["budgets"].startswith(f"{budget.FEW} budgets")
-            and cell.labels["connections"] == "64"
-            and ("receiving" in cell.labels["budgets"]) is receiving
-            and (cell.labels["pace"] != "full speed") is paced
-        ]
-        return found[0] if found else None
+    name = f"{budget.FEW} budgets" + (", receiving" if receiving else "")
+    return lambda run: _asked(run, name, "p99 ms", paced=paced)
 
-    return find
+
+def _asked(run: Run, name: str, figure: str, *, paced: bool = False) -> float | None:
+    """A figure of the checks at most connections."""
+    pace = f"{budget.PACED_PER_S:,.0f}/s" if paced else "full speed"
+    connections = str(budget.CONNECTIONS[-1])
+    return _number(run.find(budget.PART, budgets=name, connections=connections, pace=pace), figure)
+
+
+def _reserved(run: Run) -> float | None:
+    return _asked(run, f"{budget.FEW} budgets, {budget.RESERVED}", "checks/s")
+
+
+def _many_to_few(run: Run) -> float | None:
+    many, few = (_asked(run, f"{n} budgets", "front CPU us/check") for n in (budget.MANY, budget.FEW))
+    return _ratio(many, few)
 
 
 def _visible(load: str) -> Callable[[Run], float | None]:
@@ -120,6 +125,8 @@ AIMS: Final = (
         "budget check, 64 connections, 2,000/s, p99 ms", _check(receiving=False, paced=True), 2, at_most=True
     ),
     Aim("the same at full speed, p99 ms", _check(receiving=False, paced=False), 2, at_most=True),
+    Aim("check and durable reservation, 64 connections, per second", _reserved, 10_000),
+    Aim(f"CPU of a check, {budget.MANY:,} budgets / {budget.FEW}", _many_to_few, 1.1, at_most=True),
     Aim("budget check while receiving, 2,000/s, p99 ms", _check(receiving=True, paced=True), 5, at_most=True),
     Aim("the same at full speed, p99 ms", _check(receiving=True, paced=False), 5, at_most=True),
     Aim("live calls, added p50 ms at 1 connection", _added("added p50 ms", "1"), 0.5, at_most=True),

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from threading import local
+from time import monotonic
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,7 +31,7 @@ from bench.server import BenchError, Tollbook, end
 from bench.traffic import CHECK_PATH, Load
 
 PART: Final = "budget check"
-FEW: Final = 100
+FEW: Final = 10
 MANY: Final = 10_000
 CONNECTIONS: Final = (1, 16, 64)
 PACED_PER_S: Final = 2000.0
@@ -37,71 +39,82 @@ DEFINERS: Final = 64
 SPANS: Final = 100
 EXTRA_INGEST_S: Final = 3
 
-
 RESERVED: Final = "check and reserve, fsynced"
+TTL_S: Final = 60
 BATCH: Final = 50
+DIFFERENT: Final = 2_000
+"""Checks that are sent in turn, no two alike: sessions and sizes of calls differ as they do in life."""
 
 
-def _asked(**more: Any) -> list[dict[str, Any]]:
-    """Checks as agents ask them: who, which model, how much it may need; each matches a budget or two."""
+def _asked(number: int, **more: Any) -> list[dict[str, Any]]:
+    """Checks as agents ask them: who, which model, how much it may need; each falls under one budget."""
     return [
         {
-            "scope": {"team": f"team-{team}", "agent": "planner", "session_id": f"session-{team}"},
+            "scope": {"team": f"team-{n % FEW}", "agent": "planner", "session_id": f"session-{n}"},
             "model": "gpt-4o",
-            "estimate": {"input_tokens": 12_000, "output_tokens": 2_000},
+            "estimate": {"input_tokens": 2_000 + 7 * n, "output_tokens": 1_000 + n},
             **more,
         }
-        for team in range(BATCH)
+        for n in range(number)
     ]
 
 
-def checks() -> tuple[bytes, ...]:
+def checks(**more: Any) -> tuple[bytes, ...]:
     """One check in each body."""
-    return tuple(json.dumps(each).encode() for each in _asked())
+    return tuple(json.dumps(each).encode() for each in _asked(DIFFERENT, **more))
 
 
 def _reserving() -> tuple[bytes, ...]:
-    return tuple(json.dumps(each).encode() for each in _asked(reserve=True, ttl_s=60))
+    return checks(reserve=True, ttl_s=TTL_S)
 
 
 def _reserving_together() -> tuple[bytes, ...]:
     """A batch in each body, as an orchestrator that fans out asks."""
-    return (json.dumps({"items": _asked(reserve=True, ttl_s=60)}).encode(),)
+    asked = _asked(DIFFERENT, reserve=True, ttl_s=TTL_S)
+    return tuple(
+        json.dumps({"items": asked[start : start + BATCH]}).encode() for start in range(0, DIFFERENT, BATCH)
+    )
 
 
 def measure(plan: Run) -> None:
-    """The client's floor; 100 budgets idle and while receiving; 10,000 budgets."""
-    with Tollbook(plan.folder) as house:
-        define(house, FEW)
-        size = _confirm(house)
-        _floor(plan, size)
-        for connections in CONNECTIONS:
-            _cell(plan, house, f"{FEW} budgets", _load(plan, house, connections))
-        paced = replace(_load(plan, house, CONNECTIONS[-1]), rate=PACED_PER_S)
-        _cell(plan, house, f"{FEW} budgets", paced)
-    _reservations(plan)
+    """The client's floor, then checks and reservations with few and with many budgets, idle and while
+    receiving.
+    """
+    _idle(plan, FEW)
     _while_receiving(plan)
-    with Tollbook(plan.folder) as house:
-        plan.say(f"defining {MANY} budgets")
-        define(house, MANY)
-        _confirm(house)
-        _cell(plan, house, f"{MANY} budgets", _load(plan, house, CONNECTIONS[-1]))
-        _cell(plan, house, f"{MANY} budgets", replace(paced, http=house.http))
+    _idle(plan, MANY)
 
 
-def _reservations(plan: Run) -> None:
-    """Every reply is sent after the reservation is on disk; none is settled: they pile up and expire."""
+def _idle(plan: Run, budgets: int) -> None:
+    name = f"{budgets} budgets"
     with Tollbook(plan.folder) as house:
-        define(house, FEW)
+        plan.say(f"defining {name}")
+        _keep_definitions(plan, name, define(house, budgets), number=budgets)
+        size = _confirm(house)
+        if budgets == FEW:
+            _floor(plan, size)
         for connections in CONNECTIONS:
-            load = replace(_load(plan, house, connections), checks=_reserving())
-            _cell(plan, house, RESERVED, load)
-        load = replace(_load(plan, house, CONNECTIONS[0]), checks=_reserving_together())
-        _cell(plan, house, f"{RESERVED}, {BATCH} in a request", load, each=BATCH)
+            _cell(plan, house, name, _load(plan, house, connections))
+        _cell(plan, house, name, replace(_load(plan, house, CONNECTIONS[-1]), rate=PACED_PER_S))
+        _reservations(plan, house, name)
 
 
-def define(house: Tollbook, number: int) -> None:
-    """Define budgets, one for each team, over some connections at a time."""
+def _keep_definitions(plan: Run, name: str, seconds: float, *, number: int) -> None:
+    labels = {"budgets": f"{name}, defining them", "connections": str(DEFINERS), "pace": "full speed"}
+    plan.keep(PART, labels, {"checks/s": number / seconds})
+
+
+def _reservations(plan: Run, house: Tollbook, name: str) -> None:
+    """Every reply is sent after the reservation is on disk; none is settled: they pile up and expire."""
+    for connections in CONNECTIONS:
+        load = replace(_load(plan, house, connections), checks=_reserving())
+        _cell(plan, house, f"{name}, {RESERVED}", load)
+    load = replace(_load(plan, house, CONNECTIONS[0]), checks=_reserving_together())
+    _cell(plan, house, f"{name}, {RESERVED}, {BATCH} in a request", load, each=BATCH)
+
+
+def define(house: Tollbook, number: int) -> float:
+    """Define budgets, one for each team, over some connections at a time; the seconds that took."""
     place = urlsplit(house.http).netloc
     own = local()
 
@@ -122,8 +135,10 @@ def define(house: Tollbook, number: int) -> None:
             raise BenchError(f"a budget was not taken: {answer.status} {answer.read()[:500]!r}")
         answer.read()
 
+    began = monotonic()
     with ThreadPoolExecutor(DEFINERS) as pool:
         list(pool.map(post, range(number)))
+    return monotonic() - began
 
 
 def _confirm(house: Tollbook) -> int:
@@ -164,7 +179,8 @@ def _cell(plan: Run, house: Tollbook, name: str, load: Load, *, each: int = 1) -
     cpu = process_tree.cpu_s(house.pid)
     result = run(load)
     used = process_tree.cpu_between(cpu, process_tree.cpu_s(house.pid))
-    cpu_us = 1e6 * used["front"] / max(1, each * result.tally.acknowledged)
+    checks = each * max(1, result.tally.acknowledged)
+    cpu_us = {name: 1e6 * used[name] / checks for name in ("front", "ledger")}
     _keep(plan, name, replace(result, requests_per_s=each * result.requests_per_s), load, cpu_us=cpu_us)
 
 
@@ -174,7 +190,7 @@ def _keep(
     result: Result,
     load: Load,
     *,
-    cpu_us: float | None = None,
+    cpu_us: Mapping[str, float] = MappingProxyType({}),
     received: float | None = None,
 ) -> None:
     if result.tally.refused or result.tally.unanswered:
@@ -190,7 +206,8 @@ def _keep(
             "p50 ms": result.p50_ms,
             "p99 ms": result.p99_ms,
             "max ms": result.max_ms,
-            "front CPU us/check": cpu_us,
+            "front CPU us/check": cpu_us.get("front"),
+            "ledger CPU us/check": cpu_us.get("ledger"),
             "client CPU": result.busy,
             "spans/s received": received,
         },
