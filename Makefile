@@ -25,9 +25,10 @@ types: $(VENV)/.dev
 serve: $(VENV)/.run
 	$(BIN)/tollbook serve
 
-# The kill test at length: many more rounds than `make test` takes.
+# The kill tests at length: many more rounds than `make test` takes.
 soak: $(VENV)/.dev
 	SOAK_KILL_ROUNDS=100 $(BIN)/python -m pytest tests/test_kill.py -s
+	SOAK_RESERVATION_KILLS=20 $(BIN)/python -m pytest tests/test_reservations_soak.py -s
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench

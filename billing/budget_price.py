@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
@@ -94,22 +94,20 @@ class RememberedQuotes:
 
     def __init__(self, tariffs: Tariffs) -> None:
         self._tariffs = tariffs
-        self._minute = -1
-        self._known: dict[tuple[str | None, str], Tariff] = {}
+        self._known: dict[tuple[str | None, str, datetime], Tariff] = {}
         for name in ("dearest", "cheaper", "account_access"):
             if (method := getattr(tariffs, name, None)) is not None:
                 setattr(self, name, method)
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens of a model as it stood at the beginning of a minute."""
-        minute = int(at.timestamp()) // 60
-        if minute != self._minute or len(self._known) > _MAX_TARIFFS:
-            self._known.clear()
-            self._minute = minute
-        tariff = self._known.get((provider, model))
+        began = at.replace(second=0, microsecond=0)
+        tariff = self._known.get((provider, model, began))
         if tariff is None:
-            began = datetime.fromtimestamp(minute * 60, UTC)
-            tariff = self._known[provider, model] = self._tariffs.tariff(provider, model=model, at=began)
+            if len(self._known) >= _MAX_TARIFFS:
+                self._known.clear()
+            tariff = self._tariffs.tariff(provider, model=model, at=began)
+            self._known[provider, model, began] = tariff
         return tariff.quote(usage)
 
 

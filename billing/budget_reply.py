@@ -23,6 +23,11 @@ def reply_to(
     verdicts: Sequence[Verdict], unmatched: list[str], *, now: datetime, estimate_usd: str | None
 ) -> CheckReply:
     """The one answer of all budgets that matched."""
+    shown = [each.figures for each in verdicts]
+    if not any(each.reason for each in verdicts):  # nearly always, so this comes by the shortest way
+        reason = _WITHIN.get(len(shown)) or f"within all {len(shown)} budgets that match"
+        advice = _advice((), unmatched, retry_at=None) if unmatched else []
+        return CheckReply("allow", reason, shown, unmatched, estimate_usd=estimate_usd, advice=advice)
     sharpest = max((SHARPNESS[each.action] for each in verdicts), default=0)
     deciding = [each for each in verdicts if SHARPNESS[each.action] == sharpest and each.reason is not None]
     decision = _decision(sharpest)
@@ -30,7 +35,7 @@ def reply_to(
     return CheckReply(
         decision=decision,
         reason=_reason(deciding, matched=len(verdicts)),
-        budgets=[each.figures for each in verdicts],
+        budgets=shown,
         unmatched=unmatched,
         retry_after_s=_retry_after_s(deciding, retry_at, now) if decision == "deny" else None,
         estimate_usd=estimate_usd,

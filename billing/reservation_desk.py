@@ -155,7 +155,7 @@ class ReservationDesk:
         return self._noted(request, judged).reply
 
     def _refuse_unready(self) -> None:
-        if not self.ready:
+        if not (self.open and self.caught_up):
             raise NotReady("the ledger is starting, spend is not known yet")
 
     def _is_doubtful(self, judged: Judged) -> bool:

@@ -13,13 +13,18 @@ import sys
 import threading
 import time
 import urllib.parse
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 BATCH = 25
 MAX_HELD = 300
-TTL_S = 8
+TTL_S = 12
+SETTLED_WITHIN_S = 4
+"""What is older is forgotten and expires: a settlement that comes after expiry counts even where it no longer
+fits, so it would prove nothing.
+"""
 PATIENCE = 600
 UNIT = Decimal("0.000001")
 
@@ -33,13 +38,13 @@ class Client:
         self._name = seed
         self._rng = random.Random(seed)
         self._connection = http.client.HTTPConnection(self._place, timeout=20)
-        self._held: list[tuple[str, Decimal, int]] = []
+        self._held: list[tuple[str, Decimal, int, float]] = []
         self._keys = 0
         self._denied = False
         self.stopping = threading.Event()
 
     def note(self, **fact: Any) -> None:
-        self._log.write(json.dumps(fact) + "\n")
+        self._log.write(json.dumps({**fact, "at": time.time()}) + "\n")
 
     def ask(self, path: str, body: Any) -> Any:
         """The answer, however often the server dies meanwhile; not after the soak has ended."""
@@ -75,28 +80,34 @@ class Client:
         self._denied = any(reply["decision"] == "deny" for reply in replies)
         for item, reply in zip(items, replies, strict=True):
             if reply["reservation_id"]:
-                estimate = item["estimate"]
-                self._held.append(
-                    (reply["reservation_id"], Decimal(estimate["usd"]), estimate["input_tokens"])
-                )
+                self._hold(reply["reservation_id"], item["estimate"], reply["expires_at"])
+
+    def _hold(self, reservation: str, estimate: Any, expires_at: str) -> None:
+        usd, tokens = Decimal(estimate["usd"]), estimate["input_tokens"]
+        until = datetime.fromisoformat(expires_at.replace("Z", "+00:00")).timestamp()
+        self.note(held=reservation, usd=str(usd), tokens=tokens, until=until)
+        self._held.append((reservation, usd, tokens, until - TTL_S + SETTLED_WITHIN_S))
 
     def finish(self) -> None:
+        self._held = [each for each in self._held if time.time() < each[3]]
         self._rng.shuffle(self._held)
         ending, self._held = self._held[: BATCH * 2], self._held[BATCH * 2 :]
         settling = []
-        for reservation, usd, tokens in ending:
+        for reservation, usd, tokens, _ in ending:
             choice = self._rng.random()
             if choice < 0.6:
                 less = UNIT * self._rng.randint(0, int(usd / UNIT))
                 used = {"input_tokens": self._rng.randint(0, tokens), "output_tokens": 0}
                 settling.append({"reservation_id": reservation, "usd": str(less), "usage": used})
             elif choice < 0.8:
+                self.note(released=reservation)
                 self.ask("/api/v1/reservations/release", {"reservation_ids": [reservation]})
         if not settling:
             return
         for each in settling:
             self.note(tried=each["reservation_id"], usd=each["usd"], tokens=each["usage"]["input_tokens"])
-        for _ in range(2 if self._rng.random() < 0.3 else 1):
+        replies = self.ask("/api/v1/reservations/settle", {"items": settling})["items"]
+        if self._rng.random() < 0.3:  # the answer was lost
             replies = self.ask("/api/v1/reservations/settle", {"items": settling})["items"]
         for each, reply in zip(settling, replies, strict=True):
             if "state" in reply:
