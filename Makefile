@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: demo test check lint types serve soak bench clean
+.PHONY: demo test check lint types serve soak hostile bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/tollbook demo $(if $(ONCE),--once)
@@ -29,6 +29,10 @@ serve: $(VENV)/.run
 soak: $(VENV)/.dev
 	SOAK_KILL_ROUNDS=100 $(BIN)/python -m pytest tests/test_kill.py -s
 	SOAK_RESERVATION_KILLS=20 $(BIN)/python -m pytest tests/test_reservations_soak.py -s
+
+# One response id on a million records: bounded work per batch, some minutes.
+hostile: $(VENV)/.dev
+	HOSTILE_RECORDS=1000000 $(BIN)/python -m pytest tests/test_hostile.py -s
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench

@@ -37,7 +37,9 @@ KINDS = {
 WRITES = ("cache_write_5m", "cache_write_1h", "cache_write_30m")
 UNTOLD = {f"resp_traceloop_{n}": {"cache_write"} for n in (11, 12, 13)}
 """Parts that `told` names though no record of the call carries them: Traceloop's spans of OpenAI's Responses
-tell no cache writes (their number stands nowhere in the capture).
+tell no cache writes. The number stands nowhere in the capture: total is input and output, input holds the
+writes unmarked, metrics tell input and output alone. `told` is of the emitter, which tells its writes for
+Anthropic. So it stays NULL, is priced as uncached input, and `usage_complete` is false.
 """
 Call = dict[str, Any]
 Row = dict[str, Any]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -65,11 +66,11 @@ def requests(name: str) -> list[tuple[Kind, bytes]]:
     return found
 
 
-def frames(bodies: list[tuple[Kind, bytes]], start: int = 0) -> list[Frame]:
+def frames(bodies: list[tuple[Kind, bytes]], start: int = 0, received_ns: int = RECEIVED_NS) -> list[Frame]:
     made = []
     for kind, body in bodies:
         start += len(body)
-        made.append(Frame(start, kind, RECEIVED_NS, body))
+        made.append(Frame(start, kind, received_ns, body))
     return made
 
 
@@ -80,9 +81,8 @@ class Book:
         self._ledger = Ledger.open(folder / "ledger.duckdb", epoch="e", pricing=CATALOG)
         self._loader = Loader(self._ledger)
 
-    def take(self, bodies: list[tuple[Kind, bytes]]) -> None:
-        if bodies:
-            self._loader.load(self._loader.prepare(frames(bodies, self._ledger.position)))
+    def take(self, bodies: list[tuple[Kind, bytes]], received_ns: int = RECEIVED_NS) -> None:
+        self._loader.load(self._loader.prepare(frames(bodies, self._ledger.position, received_ns)))
 
     def calls(self) -> pl.DataFrame:
         assert read(self._ledger.cursor(), "SELECT reason FROM rejects").is_empty()
@@ -118,10 +118,34 @@ def by_tokens(calls: pl.DataFrame) -> dict[tuple[int, int], dict[str, Any]]:
     return rows
 
 
+@cache
+def alone(name: str) -> pl.DataFrame:
+    """The calls of a capture, all of it at once, in a ledger of its own."""
+    return _calls_of([requests(name)])
+
+
+@cache
+def doubled(name: str) -> pl.DataFrame:
+    """The calls of a capture and its clone, mixed, three requests at a time."""
+    mixed = [*requests(name), *cloned(name)]
+    random.Random(3).shuffle(mixed)
+    return _calls_of([mixed[start : start + 3] for start in range(0, len(mixed), 3)])
+
+
+def _calls_of(batches: list[list[tuple[Kind, bytes]]]) -> pl.DataFrame:
+    with TemporaryDirectory() as folder:
+        book = Book(Path(folder))
+        try:
+            for bodies in batches:
+                book.take(bodies)
+            return book.calls()
+        finally:
+            book.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_visible_call_is_there_once_with_its_tokens_and_its_price(name: str, book: Book) -> None:
-    book.take(requests(name))
-    calls = book.calls()
+def test_every_visible_call_is_there_once_with_its_tokens_and_its_price(name: str) -> None:
+    calls = alone(name)
     rows = by_tokens(calls)
     assert sorted(rows) == sorted((input_of(call), call["output"]) for call in visible(name))
     assert len(calls) <= len(expected(name)["calls"])
@@ -165,9 +189,8 @@ def _all_told(call: dict[str, Any], told: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_failed_is_not_billed(name: str, book: Book) -> None:
-    book.take(requests(name))
-    failed = book.calls().filter(pl.col("status") == "error")
+def test_what_failed_is_not_billed(name: str) -> None:
+    failed = alone(name).filter(pl.col("status") == "error")
     assert failed["billed_cost_usd"].to_list() == [Decimal(0)] * len(failed)
     assert set(failed["cost_status"]) <= {"not_billable"}
     assert not failed["usage_known"].any()
@@ -175,26 +198,16 @@ def test_what_failed_is_not_billed(name: str, book: Book) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_any_order_split_and_repetition_gives_the_same_calls(name: str, seed: int, tmp_path: Path) -> None:
-    whole, pieces = Book(_folder(tmp_path / "whole")), Book(_folder(tmp_path / "pieces"))
+def test_any_order_split_and_repetition_gives_the_same_calls(name: str, seed: int) -> None:
     bodies, rng = requests(name), random.Random(seed)
-    whole.take(bodies)
     shuffled = bodies + rng.sample(bodies, min(2, len(bodies)))
     rng.shuffle(shuffled)
+    pieces = []
     while shuffled:
         size = rng.randint(1, 3)
-        pieces.take(shuffled[:size])
+        pieces.append(shuffled[:size])
         shuffled = shuffled[size:]
-    try:
-        assert pieces.calls().equals(whole.calls())
-    finally:
-        whole.close()
-        pieces.close()
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    return path
+    assert _calls_of(pieces).equals(alone(name))
 
 
 ID_KEYS = {
@@ -275,60 +288,85 @@ def _of_kind(character: str, letters: str, number: int) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clone_at_the_same_moment_is_as_many_calls_again(name: str, tmp_path: Path) -> None:
+def test_a_clone_at_the_same_moment_is_as_many_calls_again(name: str) -> None:
     """Twice the calls, even where a log without any id is the same record again and only its span is not."""
-    single, double = Book(_folder(tmp_path / "single")), Book(_folder(tmp_path / "double"))
-    bodies = requests(name)
-    single.take(bodies)
-    mixed = [*bodies, *cloned(name)]
-    random.Random(3).shuffle(mixed)
-    for start in range(0, len(mixed), 3):
-        double.take(mixed[start : start + 3])
-    expected_calls, found = single.calls(), double.calls()
-    single.close()
-    double.close()
-    assert len(found) == 2 * len(expected_calls)
+    single, double = alone(name), doubled(name)
+    assert len(double) == 2 * len(single)
     if name not in LOGS_WITHOUT_IDS:
         sums = ["input_tokens", "output_tokens", "list_cost_usd", "observation_count"]
-        assert found.select(pl.col(sums).sum()).rows() == expected_calls.select(pl.col(sums).sum() * 2).rows()
+        assert double.select(pl.col(sums).sum()).rows() == single.select(pl.col(sums).sum() * 2).rows()
 
 
 LOGS_WITHOUT_IDS = {"codex-chatgpt-login", "codex-http", "codex-json-tool", "gemini-cli-http-tool"}
 """Their logs are byte for byte the same in a clone, so that half of what they tell is told once."""
 
 
-@pytest.mark.parametrize(
-    "name", ["pydantic-ai", "openinference-anthropic", "codex-json-tool", "agent-framework"]
-)
+@pytest.mark.parametrize("name", ["openinference-anthropic", "codex-json-tool", "agent-framework"])
 def test_requests_in_reverse_across_restarts_are_the_same_calls(name: str, tmp_path: Path) -> None:
-    whole = Book(_folder(tmp_path / "whole"))
-    whole.take(requests(name))
-    folder = _folder(tmp_path / "reverse")
     for body in reversed(requests(name)):
-        reopened = Book(folder)
+        reopened = Book(tmp_path)
         reopened.take([body])
         reopened.close()
-    reopened = Book(folder)
+    reopened = Book(tmp_path)
     try:
-        assert reopened.calls().equals(whole.calls())
+        assert reopened.calls().equals(alone(name))
     finally:
         reopened.close()
-        whole.close()
 
 
-def test_all_captures_into_one_ledger_are_their_sum(tmp_path: Path, book: Book) -> None:
-    bodies = [(name, body) for name in NAMES for body in requests(name)]
+@pytest.mark.parametrize("name", ["openinference-anthropic", "claude-code-traces-beta", "google-adk"])
+def test_single_records_in_reverse_minutes_apart_are_the_same_calls(name: str, tmp_path: Path) -> None:
+    """Every record in a request of its own, the last one first, five minutes between; half-way a restart."""
+    records = [
+        one for kind, body in reversed(requests(name)) for one in reversed(_single_records(kind, body))
+    ]
+    book = Book(tmp_path)
+    for number, body in enumerate(records):
+        if number == len(records) // 2:
+            book.close()
+            book = Book(tmp_path)
+        book.take([body], received_ns=RECEIVED_NS + number * 300 * 10**9)
+    try:
+        assert book.calls().equals(alone(name))
+    finally:
+        book.close()
+
+
+def _single_records(kind: Kind, body: bytes) -> list[tuple[Kind, bytes]]:
+    """The request's spans or log records, each in a request of its own (metrics stay together)."""
+    message = _parsed(kind, body)
+    if message is None:
+        return [(kind, body)]
+    found = []
+    for resource in getattr(message, "resource_spans", None) or getattr(message, "resource_logs", []):
+        for scope in getattr(resource, "scope_spans", None) or resource.scope_logs:
+            for record in getattr(scope, "spans", None) or scope.log_records:
+                found.append((kind, _wrapped(message, resource, scope, record)))
+    return found
+
+
+def _wrapped(message: Message, resource: Any, scope: Any, record: Any) -> bytes:
+    """A request with one record of another."""
+    request: Any = type(message)()
+    spans = isinstance(message, ExportTraceServiceRequest)
+    holder = request.resource_spans.add() if spans else request.resource_logs.add()
+    holder.resource.CopyFrom(resource.resource)
+    group = holder.scope_spans.add() if spans else holder.scope_logs.add()
+    group.scope.CopyFrom(scope.scope)
+    (group.spans if spans else group.log_records).append(record)
+    body: bytes = request.SerializeToString()
+    return body
+
+
+def test_all_captures_and_their_clones_into_one_ledger_are_exactly_the_sum(book: Book) -> None:
+    """Originals and clones interleaved request by request, as if all these agents ran at once."""
+    bodies = [body for name in NAMES for body in (*requests(name), *cloned(name))]
     random.Random(7).shuffle(bodies)
-    for start in range(0, len(bodies), 9):
-        book.take([body for _, body in bodies[start : start + 9]])
+    for start in range(0, len(bodies), 24):
+        book.take(bodies[start : start + 24])
     together = book.calls()
-    apart = []
-    for name in NAMES:
-        single = Book(_folder(tmp_path / name))
-        single.take(requests(name))
-        apart.append(single.calls())
-        single.close()
-    assert together.equals(pl.concat(apart).sort("call_id"))
+    assert len(together) == 2 * sum(len(alone(name)) for name in NAMES)
+    assert together.equals(pl.concat([doubled(name) for name in NAMES]).sort("call_id"))
 
 
 def test_a_call_can_be_explained_down_to_its_records(book: Book) -> None:
