@@ -513,3 +513,31 @@ def test_tools_of_plain_text_are_functions_of_one_text_elsewhere_and_come_back_a
     assert deltas == [patch]
     assert [(i["type"], i["call_id"], i["input"]) for i in items] == [("custom_tool_call", "c2", patch)]
     assert told_events[-1]["response"]["output"][0]["input"] == patch
+
+
+def test_a_search_for_tools_is_a_function_elsewhere_and_what_it_found_are_tools() -> None:
+    search = {
+        "type": "tool_search",
+        "execution": "client",
+        "parameters": {"type": "object", "properties": {}},
+    }
+    found = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    call = {"type": "tool_search_call", "call_id": "c1", "execution": "client", "arguments": {"query": "q"}}
+    output = {"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [found]}
+    request = {"input": [call, output], "tools": [search], "stream": True}
+    sent = translate_request(request, RESPONSES, CHAT, model="m")
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["tool_search", "f"]
+    assert sent["messages"][0]["tool_calls"][0]["function"]["arguments"] == '{"query":"q"}'
+
+    stream = call_delta(0, '{"query":', id="c2", name="tool_search") + call_delta(0, '"x"}')
+    translator = answer_translator(RESPONSES, CHAT, request)
+    out = translator.feed(stream + chunk({}, "tool_calls")) + translator.finish()
+    items = [
+        json.loads(e.data)["item"] for e in EventReader().feed(out) if e.name == b"response.output_item.done"
+    ]
+    assert [(i["type"], i["call_id"], i["arguments"]) for i in items] == [
+        ("tool_search_call", "c2", {"query": "x"})
+    ]
+    with pytest.raises(CannotCarry, match="tool_search"):
+        hosted = {"input": "hi", "tools": [{**search, "execution": "server"}]}
+        translate_request(hosted, RESPONSES, CHAT, model="m")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ..counts import Counts, counts_of, flattened
-from ..json_values import dumps, object_in, word
+from ..json_values import dumps, loads, object_in, word
 from ..sse import encoded
 from ..wire import WireFormat
-from . import free_tools
+from . import special_tools
 from .conversation import Json, Text, Thinking, ToolCall
 from .events import (
     Answer,
@@ -160,7 +160,7 @@ class Writer:
         self._open: str | None = None
         self._item: Json = {}
         self._text = ""
-        self._free = free_tools.names_in(request)
+        self._call_types = special_tools.call_types_in(request)
 
     def write(self, event: Event) -> bytes:
         told = self._sequencer.feed(event)
@@ -182,8 +182,8 @@ class Writer:
                 return self._prove(event)
             case CallStarted():
                 return self._call(event)
-            case CallDelta() if self._open == "custom_tool_call":
-                self._text += event.arguments  # an object, from which the text is taken once it is whole
+            case CallDelta() if self._open != "function_call":
+                self._text += event.arguments  # told once it is whole
                 return b""
             case CallDelta():
                 return self._delta(event.arguments)
@@ -219,10 +219,8 @@ class Writer:
         return stopped + self._at("response.output_item.added", {"item": self._item}) + self._part("added")
 
     def _call(self, event: CallStarted) -> bytes:
-        told = {"call_id": event.id, "name": event.name}
-        if event.name in self._free:
-            return self._start("custom_tool_call", told | {"input": ""})
-        return self._start("function_call", told | {"arguments": ""})
+        kind = self._call_types.get(event.name, "function_call")
+        return self._start(kind, _call_head(kind, event.id, event.name) | _content(kind, ""))
 
     def _delta(self, piece: str) -> bytes:
         self._text += piece
@@ -244,21 +242,25 @@ class Writer:
     def _stop(self, proof: ThoughtEnded | None = None) -> bytes:
         if self._open is None:
             return b""
-        begun = b""
-        if self._open == "custom_tool_call":
-            whole, self._text = free_tools.text_of_arguments(self._text), ""
-            begun = self._delta(whole)
-        key = {"function_call": "arguments", "custom_tool_call": "input"}.get(self._open, "text")
-        done: Json = {key: self._text} | ({"logprobs": []} if self._open == "message" else {})
-        if self._open == "function_call":
-            done["name"] = self._item["name"]
-        told = begun + self._at(f"{_DELTA[self._open]}.done", self._where() | done) + self._part("done")
+        told = self._ending() if self._open in _DELTA else b""
         item = self._item | {"status": "completed"} | _content(self._open, self._text)
         if proof is not None and proof.opaque is not None and proof.origin is _ORIGIN:
             item["encrypted_content"] = proof.opaque
         told += self._at("response.output_item.done", {"item": item})
         self._open = None
         return told
+
+    def _ending(self) -> bytes:
+        """What comes before an item is done: the whole of its text, and the end of its part."""
+        kind, begun = self._open or "", b""
+        if kind == "custom_tool_call":
+            whole, self._text = special_tools.text_of_arguments(self._text), ""
+            begun = self._delta(whole)
+        key = {"function_call": "arguments", "custom_tool_call": "input"}.get(kind, "text")
+        done: Json = {key: self._text} | ({"logprobs": []} if kind == "message" else {})
+        if kind == "function_call":
+            done["name"] = self._item["name"]
+        return begun + self._at(f"{_DELTA[kind]}.done", self._where() | done) + self._part("done")
 
     def _prove(self, event: ThoughtEnded) -> bytes:
         own = event.opaque is not None and event.origin is _ORIGIN
@@ -286,7 +288,17 @@ _DELTA: Final = {
     "function_call": "response.function_call_arguments",
     "custom_tool_call": "response.custom_tool_call_input",
 }
-_PREFIX: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
+_PREFIX: Final = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "tool_search_call": "ts",
+}
+
+
+def _call_head(kind: str, call_id: str, name: str) -> Json:
+    return {"call_id": call_id} | ({"execution": "client"} if kind == "tool_search_call" else {"name": name})
 
 
 def _item_id(kind: str, answer_id: str, index: int) -> str:
@@ -304,6 +316,8 @@ def _content(kind: str, text: str) -> Json:
         return {"arguments": text or "{}"}
     if kind == "custom_tool_call":
         return {"input": text}
+    if kind == "tool_search_call":
+        return {"arguments": loads(text.encode()) or {}}
     key = "content" if kind == "message" else "summary"
     return {key: [_text_part(kind, text)] if text else []}
 
@@ -348,9 +362,9 @@ def body_of(answer: Answer, request: Json, created_s: int) -> Json:
     """The response."""
     finished = answer.finished or Finished("stop", Counts())
     response = _response(answer.id, answer.model, request, created_s)
-    free = free_tools.names_in(request)
+    types = special_tools.call_types_in(request)
     shown = enumerate(_shown(answer))
-    response["output"] = [_written(part, answer.id or "", index, free) for index, part in shown]
+    response["output"] = [_written(part, answer.id or "", index, types) for index, part in shown]
     response["usage"] = written_usage(finished.counts)
     if finished.reason in ("length", "content_filter", "refusal"):
         reason = "max_output_tokens" if finished.reason == "length" else "content_filter"
@@ -364,7 +378,7 @@ def _shown(answer: Answer) -> list[Text | Thinking | ToolCall]:
     ]
 
 
-def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int, free: frozenset[str]) -> Json:
+def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int, types: dict[str, str]) -> Json:
     match part:
         case Text():
             told: Json = {"role": "assistant"} | _content("message", part.text)
@@ -373,9 +387,10 @@ def _written(part: Text | Thinking | ToolCall, answer_id: str, index: int, free:
             proof = {"encrypted_content": part.opaque} if part.opaque and part.origin is _ORIGIN else {}
             told, kind = _content("reasoning", part.text) | proof, "reasoning"
         case ToolCall():
-            kind = "custom_tool_call" if part.name in free else "function_call"
-            text = free_tools.text_of_arguments(part.arguments) if part.name in free else part.arguments
-            told = {"call_id": part.id, "name": part.name} | _content(kind, text)
+            kind = types.get(part.name, "function_call")
+            text = part.arguments
+            text = special_tools.text_of_arguments(text) if kind == "custom_tool_call" else text
+            told = _call_head(kind, part.id, part.name) | _content(kind, text)
     return {"id": _item_id(kind, answer_id, index), "type": kind, "status": "completed"} | told
 
 

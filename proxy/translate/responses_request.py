@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from ..json_values import dumps, objects
 from ..wire import WireFormat
-from . import effort, free_tools, media
+from . import effort, media, special_tools
 from .chat_request import finished, openai_tier
 from .conversation import (
     SHARED_BY_OPENAI,
@@ -106,8 +107,14 @@ def _item(item: Reading) -> Message | None:
             call = ToolCall(item.needed("call_id"), item.needed("name"), item.text("arguments") or "")
             return Message("assistant", (call,))
         case "custom_tool_call":
-            text = free_tools.arguments_of_text(item.text("input") or "")
+            text = special_tools.arguments_of_text(item.text("input") or "")
             return Message("assistant", (ToolCall(item.needed("call_id"), item.needed("name"), text),))
+        case "tool_search_call":
+            asked = dumps(item.take("arguments") or {}).decode()
+            return Message("assistant", (ToolCall(item.needed("call_id"), special_tools.SEARCH, asked),))
+        case "tool_search_output":
+            found = Text(dumps(item.take("tools") or []).decode())
+            return Message("user", (ToolResult(item.needed("call_id"), (found,)),))
         case "function_call_output" | "custom_tool_call_output":
             return Message("user", (_tool_result(item),))
         case "reasoning":
@@ -178,10 +185,19 @@ def _told(parts: Any) -> list[str]:
 
 
 def _tools(reading: Reading) -> Iterator[Tool]:
-    for given in reading.take("tools") or ():
+    found = [
+        tool
+        for item in objects(reading.source.get("input"))
+        if item.get("type") == "tool_search_output"
+        for tool in objects(item.get("tools"))
+    ]
+    for given in [*(reading.take("tools") or ()), *found]:
         tool = reading.inside(given, "tools")
+        if special_tools.is_search(tool.source):
+            yield Tool(special_tools.SEARCH, tool.text("description"), tool.take("parameters"))
+            continue
         if tool.text("type") == "custom":
-            yield free_tools.as_function(tool.source)
+            yield special_tools.as_function(tool.source)
             continue
         if tool.text("type") != "function":
             tool.refuse(str(tool.source.get("name") or tool.source.get("type")))

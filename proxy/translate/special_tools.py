@@ -1,7 +1,8 @@
-"""Tools that take plain text (Codex's apply_patch), in formats where every tool takes an object.
+"""Tools of the responses format that are no functions, though the caller runs them, as functions elsewhere.
 
-There they are functions of one text, `input`; a grammar goes into the description. On the way back the
-text is taken out again.
+A tool of plain text (Codex's apply_patch) is a function of one text, `input`; a grammar goes into its
+description, and on the way back the text is taken out again. The search for deferred tools is a function
+of its own parameters; what it found are tools from then on.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from .conversation import Json, Tool
 _INPUT: Final = "input"
 
 
-def names_in(request: Json) -> frozenset[str]:
-    """The names of such tools in a request of the responses format."""
-    free = (tool for tool in objects(request.get("tools")) if tool.get("type") == "custom")
-    return frozenset(name for tool in free if (name := word(tool.get("name"))))
+SEARCH: Final = "tool_search"
+
+
+def call_types_in(request: Json) -> dict[str, str]:
+    """The item types of calls of such tools, by the tools' names, in a request of the responses format."""
+    tools = objects(request.get("tools"))
+    found = {str(tool.get("name")): "custom_tool_call" for tool in tools if tool.get("type") == "custom"}
+    return found | ({SEARCH: "tool_search_call"} if any(map(is_search, tools)) else {})
+
+
+def is_search(tool: Json) -> bool:
+    """Whether a tool is the search for tools, run by the caller."""
+    return tool.get("type") == SEARCH and tool.get("execution") == "client"
 
 
 def as_function(tool: Json) -> Tool:
