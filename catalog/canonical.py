@@ -60,10 +60,11 @@ def read_model(
     name, modifiers = _undecorated(last.lower().removeprefix("hf:"), book)
     for regex, replacement in provider.rewrites if provider else ():
         name = re.sub(regex, replacement, name)
+    authored = provider is None or provider.names_authors
     for lab in _labs(book, hints):
         latest = "-latest" if lab.keeps_latest and "alias" in modifiers else ""
         reading = _read_as(lab, name, book=book, suffix=latest)
-        if reading is not None:
+        if reading is not None and not (reading.open and authored and _is_reworked(orgs, hints, book)):
             return Reading(
                 reading.model,
                 reading.snapshot,
@@ -73,6 +74,16 @@ def read_model(
                 open=reading.open,
             )
     return Reading(modifiers=modifiers, name=name)
+
+
+def _is_reworked(orgs: list[str], hints: list[str], book: Book) -> bool:
+    """Say whether open weights come from somebody else than their lab, a server of them or a plain copy.
+
+    `acme/llama-3.3-70b-poet` is made of Llama and is not Llama: which model it is, is not known.
+    """
+    owner = fold_name(orgs[-1].lower().removeprefix("hf:")) if orgs else ""
+    served = owner in book.names or owner in book.prefixes or owner in book.mirrors
+    return bool(owner) and not hints and not served
 
 
 def _org_lab(org: str, book: Book) -> str | None:

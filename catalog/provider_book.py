@@ -40,6 +40,8 @@ class Book:
     """Folded organisation -> lab id."""
     decorations: tuple[tuple[re.Pattern[str], str], ...]
     snapshot: re.Pattern[str]
+    mirrors: frozenset[str]
+    """Folded organisations whose models are plain copies."""
     sha256: str
 
 
@@ -141,5 +143,6 @@ def _book(providers: dict[str, Provider], labs: Labs, sha256_of_files: str) -> B
         orgs={fold_name(org): lab.id for lab in labs.lab for org in (lab.id, *lab.orgs)},
         decorations=tuple((re.compile(regex), modifier) for regex, modifier in labs.decorations),
         snapshot=re.compile(labs.snapshot),
+        mirrors=frozenset(fold_name(org) for org in labs.mirrors),
         sha256=sha256_of_files,
     )

@@ -252,6 +252,8 @@ class Provider(Data):
     """Agents that reach it under a plan or metered with nothing to tell the two apart."""
     serves: list[Regex] = Field(default_factory=list)
     """Canonical ids it can serve, where that is a closed list: guards against SDK-derived provider names."""
+    names_authors: bool = False
+    """The segment before a model's name is always who made or copied it, never a route of its own."""
     rewrites: list[Rewrite] = Field(default_factory=list)
     """Its own spellings of model names: [regex, replacement]."""
     price_as: list[Name] = Field(default_factory=list)
@@ -289,4 +291,6 @@ class Labs(Data):
     decorations: list[Rewrite]
     """Suffixes that are no part of a name: [regex with group `value`, modifier]; modifier "" drops it."""
     snapshot: Regex
+    mirrors: list[Segment] = Field(default_factory=list)
+    """Organisations that publish other labs' weights under the labs' own names, at most quantized."""
     lab: list[Lab]

@@ -116,9 +116,9 @@ class Resolver:
             claim = self._by_name(evidence, server, reading=chosen, ids=ids)
         if claim is None and server is not None and server.is_private:
             claim = self._by_own_machine(server, chosen)
-        if claim is None:
+        if claim is None and not self._is_denied(evidence.provider_name, chosen):
             claim = self._by_model(chosen)
-        elif not chosen.model:
+        elif claim is not None:
             chosen = _chosen([self._read(model_id, claim.provider) for model_id in ids])
         return self._answer(evidence, claim, reading=chosen, ids=ids)
 
@@ -211,6 +211,13 @@ class Resolver:
         found = self._book.names.get(fold_name(name or ""))
         return self._book.providers[found] if found else None
 
+    def _is_denied(self, name: str | None, reading: Reading) -> bool:
+        """Say whether the record names a provider that cannot have served this model: some door between
+        them, which is not told.
+        """
+        named = self._named(name)
+        return named is not None and not _can_serve(named, reading)
+
     def _by_own_machine(self, server: Server, reading: Reading) -> Claim | None:
         """A server of one's own: told by its port, else only open weights can run there."""
         for provider in self._book.providers.values():
@@ -237,6 +244,11 @@ class Resolver:
             first, found, rest = model_id.partition(mark)
             if found and rest and (provider := self._book.prefixes.get(fold_name(first))):
                 return provider, rest
+        first, found, rest = model_id.partition(":")
+        named = self._book.weak_prefixes | self._book.organisations if found and "/" not in first else {}
+        provider = named.get(fold_name(first))
+        if provider is not None and read_model(rest, self._book).model:
+            return provider, rest  # `openai:gpt-5`: nobody writes an organisation so
         return None, model_id
 
     def _read(self, model_id: str, provider: Provider | None) -> Reading:

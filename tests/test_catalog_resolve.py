@@ -153,3 +153,55 @@ def test_a_batch_gives_each_row_its_own_answer(tmp_path_factory: pytest.TempPath
     assert got["resolution"].to_list() == ["resolved", "ambiguous", "resolved", "unresolved"]
     assert got["kept"].to_list() == [1, 2, 3, 4]
     assert catalog.resolve(got.select("request_model").clear()).height == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "told", "provider", "canonical"),
+    [
+        # One id written as different tools write it.
+        ("GPT-4O-MINI", {}, "openai", "openai/gpt-4o-mini"),
+        ("openai:gpt-4o", {}, "openai", "openai/gpt-4o"),
+        ("anthropic:claude-sonnet-4-5", {}, "anthropic", "anthropic/claude-sonnet-4-5"),
+        ("bedrock:us.anthropic.claude-opus-4-6-v1", {}, "amazon-bedrock", "anthropic/claude-opus-4-6"),
+        (
+            "bedrock/converse/us.anthropic.claude-opus-4-6-v1",
+            {},
+            "amazon-bedrock",
+            "anthropic/claude-opus-4-6",
+        ),
+        ("openai.gpt-oss-20b-1:0", {}, "amazon-bedrock", "openai/gpt-oss-20b"),
+        ("mistral.mistral-7b-instruct-v0:2", {}, "amazon-bedrock", "mistral/mistral-7b-instruct-v0.2"),
+        ("arn:aws:bedrock:us-east-1:111122223333:imported-model/xyz", {}, "amazon-bedrock", None),
+        ("claude-opus-4-6@default", {}, "google-vertex", "anthropic/claude-opus-4-6"),
+        ("ollama_chat/qwen2.5-coder:32b", {}, "ollama", "alibaba/qwen2.5-coder-32b"),
+        ("mistral:instruct", {}, "ollama", "mistral/mistral-instruct"),
+        ("gpt-oss:120b", {"provider_name": "ollama-cloud"}, "ollama-cloud", "openai/gpt-oss-120b"),
+        (
+            "zai-org/GLM-4.6:novita",
+            {"server_address": "router.huggingface.co"},
+            "huggingface",
+            "zhipuai/glm-4.6",
+        ),
+        # A deployment's name is its owner's; the model is what answered.
+        ("gpt-4o-prod", {"provider_name": "azure.ai.openai"}, "azure", None),
+        (
+            "gpt-4o-prod",
+            {"provider_name": "azure.ai.openai", "response_model": "gpt-4o-2024-08-06"},
+            "azure",
+            "openai/gpt-4o",
+        ),
+        # What somebody made of open weights is not the lab's model; a copy of them is.
+        ("neversleep/llama-3.1-lumimaid-70b", {"server_address": "openrouter.ai"}, "openrouter", None),
+        ("acme/llama-3.3-70b-poet", {}, None, None),
+        ("unsloth/Llama-3.3-70B-Instruct", {}, None, "meta/llama-3.3-70b-instruct"),
+        ("route/kimi-k2.5", {"provider_name": "routing-run"}, "routing-run", "moonshotai/kimi-k2.5"),
+        # A named provider that cannot have served it: somebody in between did.
+        ("claude-haiku-4-5", {"provider_name": "google"}, None, "anthropic/claude-haiku-4-5"),
+        ("gpt-4o", {"provider_name": "anthropic"}, None, "openai/gpt-4o"),
+    ],
+)
+def test_spellings_of_tools_and_what_is_nobodys(
+    model: str, told: dict[str, object], provider: str | None, canonical: str | None
+) -> None:
+    found = resolve(model, **told)
+    assert (found.provider, found.model) == (provider, canonical)
