@@ -41,6 +41,7 @@ from pydantic import (
 )
 
 from billing.budget_period import Period, parse_period, parse_zone
+from billing.plan_advice import UsedUp
 
 __all__ = [
     "DIMENSIONS",
@@ -405,7 +406,8 @@ class CheckReply:
     that budget from matching. `retry_after_s` is the earliest that asking again can help, NULL when
     waiting will not. Where it denies, `max_output_tokens` is the largest output with which the call fits, and
     `cheaper_model` one of the same provider and access with which the whole call fits; NULL where there is
-    none. `advice` says the same and more in sentences.
+    none. `used_up` are windows of the caller's plan with nothing left. `advice` says the same and more in
+    sentences.
     """
 
     decision: Decision
@@ -418,6 +420,7 @@ class CheckReply:
     estimate_usd: str | None = None
     max_output_tokens: int | None = None
     cheaper_model: str | None = None
+    used_up: list[UsedUp] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
     def to_json(self) -> bytes:

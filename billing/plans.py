@@ -16,6 +16,7 @@ import duckdb
 import polars as pl
 
 from billing import tables
+from billing.plan_advice import used_up_by
 from billing.plan_first_use import FirstUses
 from billing.plan_quota import quotas
 from billing.plan_seats import Seat, SeatSpan, used_by, used_hourly, users
@@ -31,13 +32,14 @@ _LOOK_BACK = timedelta(days=31 * (MONTHS + 1))
 
 
 class PlanTables:
-    """Keeps `plans`, `plan_values` and `plan_shares` of one staging file."""
+    """Keeps `plans`, `plan_values` and `plan_shares` of one staging file; `used_up` is for the front."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, book: PlanBook) -> None:
         self._db = connection
         self._book = book
         self._first_uses = FirstUses(connection)
         self.in_use = False
+        self.used_up: list[dict[str, Any]] = []
 
     def changed_from(self, at: datetime) -> None:
         """Take note that calls at or after an instant have changed."""
@@ -47,7 +49,9 @@ class PlanTables:
         """Write the tables as they stand at an instant."""
         seats = self._seats(now)
         self.in_use = bool(seats)
-        self._write("plans", tables.PLANS, self._windows(seats, now))
+        windows = self._windows(seats, now)
+        self.used_up = used_up_by(windows)
+        self._write("plans", tables.PLANS, windows)
         months = self._months(seats, now)
         used = self._used([(month.seats, month.span) for month in months])
         hours = self._hours(months)

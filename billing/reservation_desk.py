@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from billing.budget import BudgetEvent, CheckReply, CheckRequest, decimal_text
 from billing.budget_advice import advise
 from billing.budget_book import BudgetBook, Judged, event_of
 from billing.budget_price import Costs, Quotes, settled
+from billing.plan_advice import UsedUp, used_up_for
 from billing.reservation import (
     DEFAULT_TTL_S,
     NotReady,
@@ -55,7 +56,10 @@ class ReservationDesk:
     `append` puts one record on disk and returns the position after it; what it raises goes to the caller.
     `keep` is given every decision worth keeping. `ready_from` is the position up to which the ledger must
     have told before anything is answered: what was promised before this process lives there. While it is
-    not `open` nothing is answered either.
+    not `open` nothing is answered either. `used_up` are the windows of plans that replies tell of.
+
+    This is the door for whoever lives in the same process (the proxy): `check` with `reserve` before a call,
+    `settle` or `release` after it, each on disk when it returns; `ready` says whether it can be asked.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class ReservationDesk:
         self.reservations = 0
         self.applied = asyncio.Event()
         self.open = True
+        self.used_up: Sequence[UsedUp] = ()
         self._append = append
         self._keep = keep
         self._ready_from = ready_from
@@ -170,7 +175,10 @@ class ReservationDesk:
         return self._noted(request, judged)
 
     def _noted(self, request: CheckRequest, judged: Judged) -> Judged:
-        """Advises and records where a budget had anything against it, be it in shadow."""
+        """Advises and records where a budget had anything against it, be it in shadow; tells of plans."""
+        if self.used_up:
+            judged.reply.used_up = used_up_for(self.used_up, judged.told, self._clock())
+            judged.reply.advice += [each.sentence() for each in judged.reply.used_up]
         if judged.reply.decision == "allow" and not any(
             each.figures.shadow for each in judged.verdicts.values()
         ):

@@ -10,10 +10,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 
 from billing.budget import CheckReply, CheckRequest, InvalidBudget, read_budget, read_check
 from billing.budget_period import epoch_s, parse_period, period_start
+from billing.plan_advice import used_up_by, windows_told
 from billing.reservation import (
     NotReady,
     ReservationConflict,
@@ -369,6 +371,28 @@ async def test_a_cheaper_model_of_the_same_provider_is_advised_and_fits() -> Non
     await front.check(model="gpt-4o", estimate=estimate, reserve=True)
     denied = await front.check(model="gpt-4o", estimate=estimate)
     assert (denied.decision, denied.cheaper_model, denied.max_output_tokens) == ("deny", None, None)
+
+
+async def test_a_plan_s_used_up_window_is_told_until_it_begins_anew() -> None:
+    front = Front({"id": "b"})
+    until = NOW + timedelta(hours=2)
+    row = {"plan_id": "claude-max", "plan": "Claude Max", "provider": "anthropic", "quota": "5h"}
+    rows = [
+        {**row, "account_id": "me", "used_fraction": Decimal(1), "ends_at": until},
+        {**row, "account_id": "you", "used_fraction": Decimal(2), "ends_at": until},
+        {**row, "account_id": "me", "quota": "7d", "used_fraction": Decimal("0.99"), "ends_at": until},
+        {**row, "account_id": "me", "quota": "month", "used_fraction": None, "ends_at": None},
+    ]
+    front.desk.used_up = windows_told(orjson.loads(orjson.dumps(used_up_by(rows))))
+    mine = {"provider": "anthropic", "access": "subscription", "account_id": "me"}
+    reply = await front.check(scope=mine)
+    assert [(each.quota, each.account_id, each.resets_at) for each in reply.used_up] == [("5h", "me", until)]
+    assert [each for each in reply.advice if "5h window of Claude Max is used up until" in each]
+    assert orjson.loads(reply.to_json())["used_up"][0]["plan_id"] == "claude-max"
+    for scope in ({**mine, "access": "payg"}, {**mine, "provider": "openai"}, {}):
+        assert (await front.check(scope=scope)).used_up == []
+    front.now = until
+    assert (await front.check(scope=mine)).used_up == []
 
 
 async def test_the_journal_s_records_say_all_that_is_needed() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from billing.budget import Budget, BudgetEvent, SpendGap, encode_control
 from billing.budget_book import BudgetBook
 from billing.budget_price import RememberedQuotes
+from billing.plan_advice import windows_told
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from ingest.intake import Intake
@@ -203,13 +204,16 @@ class Front:
     def _take(self, message: Message) -> None:
         """Follow the ledger: release what it has committed, keep the budgets equal to it."""
         self.journal.release(min(self.ledger.committed, self.journal.durable))
-        if message["type"] == "hello":
-            self._load_quotes()
-            self.desk.take_snapshot(message["spend"])
-        else:
-            task = asyncio.create_task(self._follow(message["spend"]))
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
+        if "used_up" in message:
+            self.desk.used_up = windows_told(message["used_up"])
+        match message["type"]:
+            case "hello":
+                self._load_quotes()
+                self.desk.take_snapshot(message["spend"])
+            case "committed":
+                task = asyncio.create_task(self._follow(message["spend"]))
+                self._following.add(task)
+                task.add_done_callback(self._following.discard)
 
     async def _follow(self, delta: Message) -> None:
         try:

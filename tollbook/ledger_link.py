@@ -173,6 +173,7 @@ class LedgerLink:
             case "published":
                 self.published = message["position"]
                 self.publish_took_s = message["took_s"]
+                self._on_state(message)
             case "explained":
                 answer = self._questions.get(message["number"])
                 if answer and not answer.done():

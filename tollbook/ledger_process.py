@@ -117,6 +117,7 @@ class LedgerProcess:
                 "committed": self._ledger.position,
                 "published": published,
                 "spend": self._ledger.spend_snapshot(),
+                "used_up": self._publisher.plans.used_up,
             }
         )
         publishing = threading.Thread(target=self._publish_forever, name="publish", daemon=True)
@@ -198,7 +199,10 @@ class LedgerProcess:
             position = self._publisher.publish()
             self._published_at = time.monotonic()
             took = self._published_at - began
-            self._channel.send({"type": "published", "position": position, "took_s": took})
+            used_up = self._publisher.plans.used_up
+            self._channel.send(
+                {"type": "published", "position": position, "took_s": took, "used_up": used_up}
+            )
             if not self._stopping:
                 rest = PUBLISH_REST_BEHIND if self._is_behind() else PUBLISH_REST
                 time.sleep(max(self._config.publish_interval_s, rest * took))
