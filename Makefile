@@ -29,6 +29,7 @@ serve: $(VENV)/.run
 soak: $(VENV)/.dev
 	SOAK_KILL_ROUNDS=100 $(BIN)/python -m pytest tests/test_kill.py -s
 	SOAK_RESERVATION_KILLS=20 $(BIN)/python -m pytest tests/test_reservations_soak.py -s
+	SOAK_PROXY_CALLS=10000 $(BIN)/python -m pytest tests/test_proxy_soak.py -s
 
 # One response id on a million records: bounded work per batch, some minutes.
 hostile: $(VENV)/.dev

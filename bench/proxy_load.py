@@ -89,7 +89,9 @@ async def _run(url: str, connections: int, seconds: float, per_s: float) -> None
     callers = []
     for number in range(connections):
         made = await loop.create_connection(
-            lambda: Caller(head.encode() + BODY, every_s=every_s, until=until), place.hostname, place.port
+            lambda: Caller(head.encode() + BODY, every_s=every_s, until=until),
+            place.hostname or "",
+            place.port or 80,
         )
         callers.append(made[1])
         await asyncio.sleep(every_s / connections if number + 1 < connections else 0)

@@ -34,7 +34,9 @@ _SAID: Final = {
     "account": "account_id",
 }
 _LABEL: Final = "label-"
-_MAX_TEXT: Final = 256
+_MAX_TEXT_BYTES: Final = 128
+_MAX_LABELS: Final = 8
+_MAX_LABEL_NAME: Final = 64
 _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _CLAUDE_SESSION: Final = re.compile(r"_session_([0-9a-f-]{36})$|\"session_id\":\s*\"([0-9a-f-]{36})\"")
 
@@ -103,14 +105,14 @@ def _attribution(headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
             key = name.removeprefix(OWN_PREFIX).decode("latin-1")
             if key in _SAID:
                 said[_SAID[key]] = text
-            elif key.startswith(_LABEL):
-                labels[key.removeprefix(_LABEL)] = text
+            elif key.startswith(_LABEL) and len(labels) < _MAX_LABELS:
+                labels[key.removeprefix(_LABEL)[:_MAX_LABEL_NAME]] = text
     return said, labels
 
 
 def _text(value: bytes) -> str | None:
-    text = value.decode("utf-8", "replace").strip()
-    return text if text.isprintable() and 0 < len(text) <= _MAX_TEXT else None
+    text = value.decode("utf-8", "replace").strip() if len(value) <= _MAX_TEXT_BYTES else ""
+    return text if text and text.isprintable() else None
 
 
 @cache

@@ -110,6 +110,10 @@ class Proxy:
         except JournalError as error:
             log.error("interrupted calls wait for the next start to be recorded: %s", error)
 
+    def stop_soon(self) -> None:
+        """The house is about to stop: calls that end before their answer were stopped, not left."""
+        self.carrier.stopping = True
+
     async def close(self) -> None:
         """Finish the records, close the connections."""
         await self.carrier.close()

@@ -85,7 +85,7 @@ def _target(exchange: Exchange, attempt: Attempt) -> dict[str, Value | None]:
     ours = target.base_url == target.endpoint.base_url
     return {
         "gen_ai.provider.name": target.provider,
-        "gen_ai.request.model": target.model,
+        "gen_ai.request.model": target.model[:_MAX_TEXT],
         "gen_ai.request.stream": exchange.said.streaming,
         "url.full": target.base_url if ours and "{" not in target.base_url else None,
         "tollbook.access": attempt.access if attempt.access != "unknown" else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -484,6 +485,18 @@ def test_calls_that_a_kill_cut_off_are_in_the_book_as_unknown(place: Place) -> N
     calls = place.calls()
     assert len(calls) == before + 1
     assert calls[-1]["cost_status"] == "usage_unknown"
+
+
+def test_a_stop_lets_answers_come_to_their_end(place: Place) -> None:
+    create = place.anthropic().messages.create
+    stream = iter(create(model="claude-opus-4-5", max_tokens=9, stream=True, **said("slowly")))
+    next(stream)
+    place.house.process.send_signal(signal.SIGTERM)
+    assert [event.type for event in stream][-1] == "message_stop"
+    assert place.house.process.wait(timeout=60) == 0
+    place.house.restart()
+    place.house.wait_ready()
+    assert place.calls()[-1]["cost_status"] == "priced"
 
 
 def _until(met: Any, timeout_s: float = 10.0) -> None:

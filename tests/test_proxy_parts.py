@@ -189,7 +189,7 @@ def test_a_span_written_by_hand_reads_as_the_generated_classes_write_it() -> Non
     span = CallSpan(b"t" * 16, b"s" * 8, b"p" * 8, "chat gpt-5", 10**18, 10**18 + 5, True, attributes)
     read = ExportTraceServiceRequest.FromString(encode(span)).resource_spans[0].scope_spans[0]
     [told] = read.spans
-    values = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in told.attributes}
+    values = {each.key: getattr(each.value, each.value.WhichOneof("value") or "") for each in told.attributes}
     assert values == {name: value for name, value in attributes.items() if value is not None}
     assert (told.trace_id, told.span_id, told.parent_span_id) == (b"t" * 16, b"s" * 8, b"p" * 8)
     assert (told.start_time_unix_nano, told.end_time_unix_nano) == (10**18, 10**18 + 5)

@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -146,7 +148,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, stopped by the same signals, without raising them again afterwards."""
+    """Uvicorn, stopped by the same signals, without raising them again; `on_stop` is told first."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop gracefully; at once when asked again."""
+        self._on_stop()
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
@@ -159,20 +170,19 @@ class _Server(uvicorn.Server):
 
 def _http_server(front: Front) -> uvicorn.Server:
     guarded = Guard(Routes(front), allowed_hosts=front.settings.server.allowed_hosts)
-    return _Server(
-        uvicorn.Config(
-            guarded,
-            http=budget_protocol(front, guarded),
-            loop="uvloop",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(GRACE_S, round(front.settings.proxy.drain_s)),
-        )
+    config = uvicorn.Config(
+        guarded,
+        http=budget_protocol(front, guarded),
+        loop="uvloop",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(GRACE_S, round(front.settings.proxy.drain_s)),
     )
+    return _Server(config, on_stop=front.proxy.stop_soon)
 
 
 def _places(listening: socket.socket, host: str, grpc_port: int) -> dict[str, str]:
