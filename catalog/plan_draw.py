@@ -29,14 +29,18 @@ def plan_draws(calls: pl.DataFrame, plans: Mapping[str, Plan]) -> pl.Series:
     known = [plans[plan] for plan in named if plan in plans]
     if not known:
         return pl.Series("plan_draw", [None], dtype=_DRAW).new_from_index(0, len(calls))
-    covered = pl.col("access").is_in(["subscription", "credits"]) & (pl.col("status") != "error").fill_null(
-        value=True
+    succeeded = (pl.col("status") != "error").fill_null(value=True)
+    covered = pl.col("plan_id").is_in([plan.id for plan in known]) & pl.col("access").is_in(
+        ["subscription", "credits"]
     )
+    told = calls.select((covered & succeeded).fill_null(value=False)).to_series()
+    drawing = calls.filter(told)
     draw: pl.Expr = pl.lit(None, _DRAW)
     for plan in known:
-        mine = covered & (pl.col("plan_id") == plan.id)
-        draw = pl.when(mine).then(_drawn(plan, calls)).otherwise(draw)
-    return calls.select(draw.cast(_DRAW).alias("plan_draw")).to_series()
+        draw = pl.when(pl.col("plan_id") == plan.id).then(_drawn(plan, drawing)).otherwise(draw)
+    drawn = drawing.select(draw.cast(_DRAW).alias("plan_draw")).to_series()
+    places = pl.select(pl.when(told).then(told.cum_sum() - 1)).to_series()
+    return drawn.gather(places.cast(pl.UInt32)) if len(drawn) else drawn.extend_constant(None, len(calls))
 
 
 def _drawn(plan: Plan, calls: pl.DataFrame) -> pl.Expr:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from catalog.access import AccessClassifier, AccessFinding
 from catalog.accounts import AccountRule
@@ -88,6 +89,8 @@ class Resolver:
         self._remembers = remembers
         self._access = AccessClassifier(book, accounts)
         self._known: OrderedDict[Evidence, Resolution] = OrderedDict()
+        self._grammar_of = lru_cache(maxsize=remembers)(self._find_grammar)
+        self._reading_of = lru_cache(maxsize=remembers)(self._find_reading)
         self._doors = Doors(book)
         self._grammars = [(re.compile(g.regex), g, p) for p in book.providers.values() for g in p.grammars]
         self._emitters = {emitter: p for p in book.providers.values() for emitter in p.emitters}
@@ -153,9 +156,14 @@ class Resolver:
 
     def _by_grammar(self, ids: list[str]) -> Claim | None:
         for model_id in reversed(ids):
-            for pattern, grammar, provider in self._grammars:
-                if pattern.match(model_id):
-                    return Claim(provider, f"id form of {provider.id}", grammar.certain, grammar.access)
+            if (found := self._grammar_of(model_id)) is not None:
+                return found
+        return None
+
+    def _find_grammar(self, model_id: str) -> Claim | None:
+        for pattern, grammar, provider in self._grammars:
+            if pattern.match(model_id):
+                return Claim(provider, f"id form of {provider.id}", grammar.certain, grammar.access)
         return None
 
     def _variant(self, claim: Claim | None, name: str | None) -> Claim | None:
@@ -253,6 +261,10 @@ class Resolver:
 
     def _read(self, model_id: str, provider: Provider | None) -> Reading:
         """Read the model named by an id, through its provider's grammar and prefix where it has them."""
+        return self._reading_of(model_id, provider.id if provider else None)
+
+    def _find_reading(self, model_id: str, provider_id: str | None) -> Reading:
+        provider = self._book.providers[provider_id] if provider_id else None
         for pattern, _, owner in self._grammars:
             if (provider is None or owner is provider) and (found := pattern.match(model_id)):
                 return self._read_grammar(found, owner)
