@@ -7,9 +7,11 @@ Native speed where that works, the standard library for what native code refuses
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import orjson
+
+_BEYOND_64_BITS: Final = 2.0**63
 
 
 def loads(data: bytes) -> Any:
@@ -22,6 +24,24 @@ def loads(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
+
+
+def exact(value: Any, data: bytes) -> Any:
+    """The value of `data`, read anew where native speed has made a float of an integer beyond 64 bits."""
+    return json.loads(data) if _holds_huge(value) else value
+
+
+def _holds_huge(value: Any) -> bool:
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict):
+            rest.extend(one.values())
+        elif isinstance(one, list):
+            rest.extend(one)
+        elif isinstance(one, float) and abs(one) >= _BEYOND_64_BITS:
+            return True
+    return False
 
 
 def dumps(value: Any) -> bytes:

@@ -16,7 +16,7 @@ from proxy.caller import OWN_PREFIX, Headers, without_key
 from proxy.catalogue import SPOKEN
 from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import CredentialKind, Exchange, Target
-from proxy.json_values import dumps
+from proxy.json_values import dumps, exact
 from proxy.translate import translated
 from proxy.wire import WireFormat
 
@@ -85,7 +85,7 @@ def _body(
     request = exchange.request
     if spoken is not exchange.wire_format:
         told = translated(
-            *(request, exchange.wire_format, spoken),
+            *(exact(request, exchange.body), exchange.wire_format, spoken),
             model=target.model,
             streaming=exchange.said.streaming,
         )

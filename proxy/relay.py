@@ -18,7 +18,7 @@ import orjson
 
 from proxy.exchange import Attempt, Exchange
 from proxy.failure import Failure, render, render_event
-from proxy.json_values import dumps, loads
+from proxy.json_values import dumps, exact, loads
 from proxy.outgoing import Outgoing
 from proxy.translate import AnswerTranslator, answer_translator
 from proxy.upstream import Answer, Broken, UpstreamError
@@ -225,7 +225,7 @@ class Passage:
         await self._client.end(body)
 
     def _translated(self, plain: bytes | None) -> bytes:
-        document = loads(plain) if plain is not None else None
+        document = exact(loads(plain), plain) if plain is not None else None
         if self._translator is None or not isinstance(document, dict):
             raise Broken("the provider's answer is not of its format")
         return dumps(self._translator.body(document))

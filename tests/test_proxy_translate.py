@@ -541,3 +541,11 @@ def test_a_search_for_tools_is_a_function_elsewhere_and_what_it_found_are_tools(
     with pytest.raises(CannotCarry, match="tool_search"):
         hosted = {"input": "hi", "tools": [{**search, "execution": "server"}]}
         translate_request(hosted, RESPONSES, CHAT, model="m")
+
+
+def test_integers_of_any_size_come_through_unchanged() -> None:
+    huge = 2**80 + 1
+    call = {"functionCall": {"name": "f", "args": {"n": huge}}}
+    event = {"candidates": [{"content": {"parts": [call]}, "finishReason": "STOP"}]}
+    out = answer_translator(CHAT, GOOGLE, {}).feed(b"data: " + json.dumps(event).encode() + b"\n\n")
+    assert f'{{\\"n\\":{huge}}}'.encode() in out

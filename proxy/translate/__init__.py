@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from ..failure import Failure, FailureKind, classify, error_body, failure, render_event
-from ..json_values import dumps, loads
+from ..json_values import dumps, exact, loads
 from ..sse import DONE, EventReader
 from ..sse import Event as ServerEvent
 from ..wire import WireFormat
@@ -192,7 +192,7 @@ class AnswerTranslator:
             return self._reader.finish()
         if event.name == b"error":
             return [Failed(event.data)]
-        payload = loads(event.data)
+        payload = exact(loads(event.data), event.data)
         if not isinstance(payload, dict):
             return []
         if event.name and "type" not in payload:  # some say it in the event's name only
