@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from proxy.translate import (
     translated,
 )
 from proxy.translate.conversation import (
+    HINTS,
     AnswerFormat,
     Media,
     Message,
@@ -549,3 +551,8 @@ def test_integers_of_any_size_come_through_unchanged() -> None:
     event = {"candidates": [{"content": {"parts": [call]}, "finishReason": "STOP"}]}
     out = answer_translator(CHAT, GOOGLE, {}).feed(b"data: " + json.dumps(event).encode() + b"\n\n")
     assert f'{{\\"n\\":{huge}}}'.encode() in out
+
+
+def test_the_page_names_every_hint_that_may_be_left_out() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "translation.md").read_text()
+    assert not {hint for hint in HINTS if f"`{hint}`" not in page}
