@@ -83,6 +83,26 @@ def test_aliases_of_one_quantity_are_not_added() -> None:
     assert (row["input_tokens"], row["cache_read_tokens"]) == (100, 7)
 
 
+@pytest.mark.parametrize(
+    ("key", "column"),
+    [
+        ("gen_ai.usage.cache_read_input_tokens", "cache_read_tokens"),
+        ("gen_ai.usage.cached_input_tokens", "cache_read_tokens"),
+        ("gen_ai.usage.input_tokens.cached", "cache_read_tokens"),
+        ("gen_ai.usage.cache_creation.input_tokens", "cache_write_tokens"),
+        ("gen_ai.usage.cache_creation_input_tokens", "cache_write_tokens"),
+        ("gen_ai.usage.cache_write_input_tokens", "cache_write_tokens"),
+        ("gen_ai.usage.input_tokens.cache_write", "cache_write_tokens"),
+        ("gen_ai.usage.reasoning_tokens", "reasoning_tokens"),
+        ("gen_ai.usage.details.thoughts_tokens", "reasoning_tokens"),
+        ("gen_ai.usage.output_tokens.reasoning", "reasoning_tokens"),
+    ],
+)
+def test_a_part_has_many_names(key: str, column: str) -> None:
+    """Whoever sends them: no table is needed for the names that conventions had or have."""
+    assert one(chat(**{key: 7}))[column] == 7
+
+
 def test_parts_that_are_not_told_stay_null() -> None:
     row = one(chat())
     parts = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
