@@ -6,7 +6,7 @@ within the fusion horizon of each other, so DuckDB's zone maps skip all but the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import duckdb
@@ -127,6 +127,11 @@ class _Keys:
     traces: pl.DataFrame
     asked: pl.DataFrame
 
+    def without(self, crowded: set[int]) -> _Keys:
+        """The same but for ids that are known to stand on too many records: they lead nowhere again."""
+        left = ~pl.first().is_in(sorted(crowded))
+        return replace(self, responses=self.responses.filter(left), requests=self.requests.filter(left))
+
     @classmethod
     def of(cls, observations: pl.DataFrame, links: pl.DataFrame) -> _Keys:
         """The keys of observations, and the traces of links."""
@@ -150,10 +155,10 @@ class _Keys:
 def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     """Stored observations that may be of one call with these, and those related to them in turn."""
     known, frontier, places = fresh, fresh, links
-    lonely = _any_alone(connection)
+    lonely, crowded = _any_alone(connection), set[int]()
     for _ in range(_MAX_ROUNDS):
-        keys = _Keys.of(frontier, places)
-        named = _able_to_join(_carrying(connection, keys, known), known, keys)
+        keys = _Keys.of(frontier, places).without(crowded)
+        named = _able_to_join(_carrying(connection, keys, known, crowded), known, keys)
         found = [named, _alike(connection, frontier)]
         if lonely:
             found.append(_alone(connection, frontier, keys))
@@ -168,30 +173,40 @@ def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: p
     return known.slice(len(fresh))
 
 
-def _carrying(connection: duckdb.DuckDBPyConnection, keys: _Keys, known: pl.DataFrame) -> pl.DataFrame:
-    """Stored calls that carry one of the keys near one of the times."""
+def _carrying(
+    connection: duckdb.DuckDBPyConnection, keys: _Keys, known: pl.DataFrame, crowded: set[int]
+) -> pl.DataFrame:
+    """Stored calls that carry one of the keys near one of the times; ids that too many carry are added to
+    `crowded`.
+    """
     found = []
     with frames(connection, responses=keys.responses, requests=keys.requests, traces=keys.traces):
         for part, (low, high) in by_day(keys.asked, column="started_at"):
             last = max(high, window_of(part, column="ended_at")[1])
             rows = read(connection, _ROWS, [low - HORIZON, last + HORIZON])
-            found.append(_thinned(rows, known))
+            found.append(_thinned(rows, known, keys.traces, crowded))
     return observations(connection, pl.concat(found).unique()) if found else pl.DataFrame(schema=OBSERVED)
 
 
-def _thinned(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def _thinned(
+    rows: pl.DataFrame, known: pl.DataFrame, traces: pl.DataFrame, crowded: set[int]
+) -> pl.DataFrame:
     """The row numbers, without most of those of an id that stands on very many records at these times.
 
-    As many stay as show fusion that the id is not one.
+    As many stay as show fusion that the id is not one, and those that belong here by their trace: a call is
+    never looked at in part.
     """
     if len(rows) <= MAX_SHARED or known.is_empty():  # links alone ask for their traces, whatever the time
         return rows.select("row")
     first, last = known["started_at"].min(), known["ended_at"].max()
     near = pl.col("started_at").le(pl.lit(last) + SLACK) & pl.col("ended_at").ge(pl.lit(first) - SLACK)
+    traced = pl.col("trace_lo").is_in(traces["trace_lo"].implode()) & (pl.len().over("trace_lo") <= _FLOOD)
+    near |= traced.fill_null(value=False)
     for key in ("response_key", "request_key"):
         often = pl.col(key).is_not_null() & (pl.len().over(key) > MAX_SHARED)
+        crowded.update(rows.filter(often)[key].unique())
         enough = pl.col("row").cum_count().over(key) <= 2 * MAX_SHARED
-        rows = rows.filter(~often | near).filter(~often | enough)
+        rows = rows.filter(~often | near).filter(~often | enough | traced.fill_null(value=False))
     return rows.select("row")
 
 

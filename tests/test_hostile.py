@@ -31,11 +31,12 @@ CATALOG = Catalog.load()
 RECORDS = int(os.environ.get("HOSTILE_RECORDS", "6000"))
 PER_REQUEST = min(10_000, RECORDS // 4)
 RECEIVED_NS = 1_795_330_000_000_000_000
+IN = "gen_ai.usage.input_tokens"
 CHAT: dict[str, Any] = {
     "gen_ai.operation.name": "chat",
     "gen_ai.provider.name": "openai",
     "gen_ai.request.model": "gpt-4o-mini",
-    "gen_ai.usage.input_tokens": 1000,
+    IN: 1000,
     "gen_ai.usage.output_tokens": 100,
 }
 HONEST_USD = Decimal("0.00021")
@@ -136,6 +137,26 @@ def test_one_response_id_on_very_many_records(book: Book, looked_at: list[int]) 
         "noted FROM observations WHERE service = 'hostile'"
     )
     assert noted["noted"] == noted["records"] >= RECORDS - 10
+
+
+@pytest.mark.parametrize("per_request", [50])
+def test_a_constant_response_id_on_every_call_of_two_layers(book: Book, per_request: int) -> None:
+    """Some emitters put one word on all their calls: these are told apart by their traces, batch by batch."""
+    count = 400
+    for first in range(1, count + 1, per_request):
+        request = ExportTraceServiceRequest()
+        outer, inner = (group(request, "constant", scope=scope) for scope in ("outer", "inner"))
+        for number in range(first, first + per_request):
+            told = CHAT | {"gen_ai.response.id": "an_id_that_never_changes", IN: 1000 + number}
+            add(outer, 2 * number, told, trace=number)
+            add(inner, 2 * number + 1, told, trace=number, parent=2 * number)
+        book.take(request)
+    (found,) = book.rows(
+        "SELECT count(*) AS calls, sum(observation_count)::BIGINT AS records, sum(input_tokens)::BIGINT AS "
+        "tokens FROM calls"
+    )
+    tokens = sum(1000 + number for number in range(1, count + 1))
+    assert found == {"calls": count, "records": 2 * count, "tokens": tokens}
 
 
 @pytest.mark.parametrize("cycle", [False, True])
