@@ -1,4 +1,4 @@
-"""The tables of plans in the published file, written anew with every publication.
+"""The tables of plans in the published file, written anew while the file is published.
 
 They are small (a row for each window of each seat) and follow the clock as well as the calls. Everything is
 computed from rollups, calls and what providers said, so a late call, a correction or another size in the
@@ -7,6 +7,7 @@ accounts file changes them without a trace.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -28,6 +29,8 @@ from catalog.plan_book import PlanBook
 
 __all__ = ["PlanTables"]
 
+REST = 10
+"""The tables rest this many times as long as writing them took, so that calls are seen at once."""
 _LOOK_BACK = timedelta(days=31 * (MONTHS + 1))
 
 
@@ -39,11 +42,23 @@ class PlanTables:
         self._book = book
         self._first_uses = FirstUses(connection)
         self.in_use = False
+        self.behind = False
+        """Whether the tables were left as they were when the file was published last."""
+        self._written_at = self._took_s = 0.0
         self.used_up: list[dict[str, Any]] = []
 
     def changed_from(self, at: datetime) -> None:
         """Take note that calls at or after an instant have changed."""
         self._first_uses.forget_from(at)
+
+    def refresh(self, now: datetime) -> None:
+        """Write the tables, unless that would take more than its share of the time of publishing."""
+        began = time.monotonic()
+        self.behind = began - self._written_at < REST * self._took_s
+        if not self.behind:
+            self.publish(now)
+            self._written_at = time.monotonic()
+            self._took_s = self._written_at - began
 
     def publish(self, now: datetime) -> None:
         """Write the tables as they stand at an instant."""

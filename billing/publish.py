@@ -136,7 +136,7 @@ class Publisher:
             emitters.publish(self._db, STAGING)
             jobs.publish(self._db, STAGING, since=since)
             self._note_changes(since)
-        self.plans.publish(datetime.now(UTC))
+        self.plans.refresh(datetime.now(UTC))
         spend.publish(self._db, STAGING)
         self._write_meta(commit_no, position)
         self.commit_no = commit_no

@@ -158,7 +158,8 @@ class LedgerProcess:
             self._ledger.settle()
             _give_back_memory()
         self._tidy()
-        if self._publisher.plans.in_use and time.monotonic() - self._published_at > PLANS_INTERVAL_S:
+        plans = self._publisher.plans
+        if plans.behind or (plans.in_use and time.monotonic() - self._published_at > PLANS_INTERVAL_S):
             self._changed.set()
 
     def _load_all(self) -> None:
