@@ -80,7 +80,7 @@ class UsageTap:
 
     def _read(self, event: Event, reading: Reading) -> None:
         failed = event.name == b"error"
-        if event.data == DONE:
+        if event.data.startswith(DONE):
             reading.end()
         elif failed or reading.needs_identity or self._worth.search(event.data):
             reading.take(_parsed(event.data), event.data, failed=failed)

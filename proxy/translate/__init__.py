@@ -188,7 +188,7 @@ class AnswerTranslator:
         return _BODIES[self._source](answer, self._request, self._created_s)
 
     def _read(self, event: ServerEvent) -> list[Event]:
-        if event.data == DONE:
+        if event.data.startswith(DONE):
             return self._reader.finish()
         if event.name == b"error":
             return [Failed(event.data)]
