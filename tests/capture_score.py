@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in CAPTURES.glob("*/expected.json"))
 
 
+@cache
 def expected(capture: str) -> dict[str, Any]:
     """What was served, and how the requests of a capture were sent."""
     told: dict[str, Any] = json.loads((CAPTURES / capture / "expected.json").read_text())

@@ -32,27 +32,10 @@ from ingest.dialect import default_dialects
 from ingest.inflate import inflate
 from ingest.journal import Frame, Kind
 from tests import emitters_page
-from tests.capture_score import UNTOLD
+from tests.capture_score import CAPTURES, KINDS, RECEIVED_NS, UNTOLD, WRITES, expected, names
 
-CAPTURES = Path(__file__).parent.parent / "fixtures" / "captures"
-NAMES = sorted(path.parent.name for path in CAPTURES.glob("*/expected.json"))
-RECEIVED_NS = 1_795_330_000_000_000_000
-KINDS = {
-    ("traces", False): Kind.TRACES_PROTO,
-    ("traces", True): Kind.TRACES_JSON,
-    ("logs", False): Kind.LOGS_PROTO,
-    ("logs", True): Kind.LOGS_JSON,
-    ("metrics", False): Kind.METRICS_PROTO,
-    ("metrics", True): Kind.METRICS_JSON,
-}
-WRITES = ("cache_write_5m", "cache_write_1h", "cache_write_30m")
+NAMES = names()
 CATALOG = Catalog.load()
-
-
-@cache
-def expected(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((CAPTURES / name / "expected.json").read_text())
-    return told
 
 
 def requests(name: str) -> list[tuple[Kind, bytes]]:
