@@ -300,6 +300,17 @@ def test_a_stated_access_is_kept_with_its_evidence() -> None:
     assert one(chat(**{"tollbook.access": "whatever"}))["access_hint"] is None
 
 
+def test_who_carried_a_call_tells_headers_kind_of_key_and_plan() -> None:
+    told = {
+        "tollbook.headers": "anthropic-ratelimit-unified-5h-utilization=0.05",
+        "tollbook.credential_kind": "sk-ant-oat",
+        "tollbook.plan": "claude-max",
+    }
+    row = one(chat(**told))
+    assert (row["headers"], row["credential_kind"], row["plan_hint"]) == tuple(told.values())
+    assert one(chat())["headers"] is None
+
+
 def test_email_addresses_are_dropped_unless_wanted() -> None:
     told = span_frame(chat(**{"user.id": "ann@example.com", "tollbook.label.who": "bob@example.com"}))
     (row,) = rows([told])
