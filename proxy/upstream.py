@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -139,13 +139,21 @@ def _sentence(error: aiohttp.ClientConnectorError) -> str:
 
 
 class Answer:
-    """A provider's answer as it comes. `close` it in any case: what was not read to its end is cut off."""
+    """A provider's answer as it comes. `close` it in any case: what was not read to its end is cut off.
+
+    One timer watches over silence and length: bytes come by the thousand, and each costs only a look at the
+    clock.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts) -> None:
         self._response = response
+        self._content = response.content
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
         self._ends_s = self._loop.time() + timeouts.total_s
+        self._heard_s = self._loop.time()
+        self._too_slow = False
+        self._timer = self._loop.call_at(self._due_s(), self._look)
         self.status = response.status
         self.raw_headers: Sequence[tuple[bytes, bytes]] = response.raw_headers
         self.headers: dict[str, str] = {name.lower(): value for name, value in response.headers.items()}
@@ -158,16 +166,25 @@ class Answer:
 
     async def next(self) -> bytes:
         """The next bytes; empty at the end. Raises UpstreamError."""
-        now = self._loop.time()
-        until = min(now + self._timeouts.idle_s, self._ends_s)
-        content = self._response.content
         try:
-            async with asyncio.timeout_at(until):
-                return await content.readany()
-        except TimeoutError:
-            raise TooSlow("the provider fell silent in the middle of its answer") from None
+            chunk = await self._content.readany()
         except (aiohttp.ClientError, OSError, ValueError):
+            if self._too_slow:
+                raise TooSlow("the provider fell silent in the middle of its answer") from None
             raise Broken("the connection to the provider ended in the middle of its answer") from None
+        self._heard_s = self._loop.time()
+        return chunk
+
+    def _due_s(self) -> float:
+        return min(self._heard_s + self._timeouts.idle_s, self._ends_s)
+
+    def _look(self) -> None:
+        """Cut an answer off that has been silent, or has gone on, for too long."""
+        if self._loop.time() >= self._due_s():
+            self._too_slow = True
+            self._response.close()
+        else:
+            self._timer = self._loop.call_at(self._due_s(), self._look)
 
     async def whole(self, limit_bytes: int) -> bytes:
         """All of it. Raises UpstreamError."""
@@ -180,6 +197,10 @@ class Answer:
                 raise Broken("the provider's answer is larger than answers may be")
         return b"".join(parts)
 
-    def close(self) -> Any:
+    def close(self) -> None:
         """Give the connection back if all was read, else cut it."""
-        return self._response.release() if self._response.content.at_eof() else self._response.close()
+        self._timer.cancel()
+        if self._content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,8 +37,10 @@ from proxy.refusal import Refused
 from proxy.route_files import RouteFiles, RoutesFileError
 from proxy.routes import Route, RouteTable
 from proxy.secret import Secret
+from proxy.upstream import Broken, Timeouts, TooSlow, Unreachable, Upstream
 from proxy.vault import Entry, Vault, VaultError
 from proxy.wire import WireFormat, operation_of, said
+from tests.model_server import model_server
 
 PATHS = {
     WireFormat.OPENAI_CHAT: "/v1/chat/completions",
@@ -392,3 +395,44 @@ def test_what_cannot_be_decided_is_refused(
     with pytest.raises(Refused) as refused:
         Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(exchange(model, **headers))
     assert not key or key not in str(refused.value)
+
+
+# --- the way to a provider ---
+
+
+async def _asked(url: str, script: str, *, local: bool = True, **timeouts: float) -> bytes:
+    upstream = Upstream(Timeouts(**timeouts), max_connections=2)
+    body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": script}]}
+    try:
+        answer = await upstream.send(
+            *("POST", f"{url}/openai/chat/completions", [(b"content-type", b"application/json")]),
+            json.dumps(body).encode(),
+            local=local,
+        )
+        try:
+            return await answer.whole(1 << 20)
+        finally:
+            answer.close()
+    finally:
+        await upstream.close()
+
+
+async def test_waits_have_an_end() -> None:
+    with model_server() as models:
+        assert b"[DONE]" in await _asked(models.url, "slowly", idle_s=2.0)
+        with pytest.raises(TooSlow, match="did not answer"):
+            await _asked(models.url, "stall", first_byte_s=0.2)
+        for timeouts in ({"idle_s": 0.1}, {"total_s": 0.5}):
+            with pytest.raises(TooSlow, match="in the middle"):
+                await _asked(models.url, "slowly", **timeouts)
+        with pytest.raises(Broken):
+            await _asked(models.url, "cut after 2")
+
+
+async def test_what_cannot_be_reached_has_seen_nothing() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable):
+            await _asked(f"http://127.0.0.1:{unheard.getsockname()[1]}", "say hello")
+    with pytest.raises(Unreachable):
+        await _asked("http://localhost:9", "say hello", local=False)
