@@ -252,11 +252,15 @@ class Carrier:
             return
         attempt.outcome = outcome
         self.counts.attempts[outcome] += 1
+        if exchange.operation.counts_tokens:
+            self._inflight.clear(slot)
+            return
+        record = self._record(exchange, attempt)
         try:
-            if not exchange.operation.counts_tokens:
-                await journal_call(self._journal, self._record(exchange, attempt))
+            await journal_call(self._journal, record)
         except JournalError as error:
             self.counts.unrecorded += 1
+            self._inflight.keep(slot, record)
             log.error("a call to %s could not be recorded: %s", attempt.target.name, error)
         else:
             self._inflight.clear(slot)

@@ -134,39 +134,41 @@ class Chooser:
     ) -> _Shown:
         if doors[0].auth == "none":
             return _Shown(CredentialKind.NONE, doors[0].access)
-        if credential is not CredentialKind.VAULT and (own := self._callers(exchange, provider, doors)):
+        told = credential is CredentialKind.CALLER
+        if credential is not CredentialKind.VAULT and (
+            own := self._callers(exchange, provider, doors, told=told)
+        ):
             return own
-        entry = (
-            self._vault.find(provider.id, access, account)
-            if credential is not CredentialKind.CALLER
-            else None
-        )
+        entry = None if told else self._vault.find(provider.id, access, account)
         if entry is not None:
             return self._from_vault(entry)
         raise self._no_key(exchange, provider, access)
 
-    def _callers(self, exchange: Exchange, provider: Provider, doors: list[Endpoint]) -> _Shown | None:
-        """The caller's own key, if it is one of this provider's."""
+    def _callers(
+        self, exchange: Exchange, provider: Provider, doors: list[Endpoint], *, told: bool
+    ) -> _Shown | None:
+        """The caller's own key, if it is one of this provider's; `told`: a route says that it is."""
         key, kinds = exchange.caller.credential, self._kinds(exchange)
         if key is None:
             return None
         mine = [kind for kind in kinds if kind.provider == provider.id]
         if kinds and not mine:
             return None
-        if (
-            not kinds
-            and HOMES[exchange.wire_format] != provider.id
-            and not self._same_house(exchange, provider)
-        ):
+        if not (kinds or told or self._is_home(exchange, provider, key)):
             return None
         access = access_by_headers(self.catalogue.book, provider.id, exchange.headers)
         access = access or (mine[0].access if mine and mine[0].access != "unknown" else doors[0].access)
         return _Shown(CredentialKind.CALLER, access, key, kinds=kinds)
 
-    def _same_house(self, exchange: Exchange, provider: Provider) -> bool:
-        """Whether the caller said himself, by name, that his key of unknown kind is this provider's."""
+    def _is_home(self, exchange: Exchange, provider: Provider, key: Secret) -> bool:
+        """Whether a key of unknown kind may be shown to a provider: to whom the dialect belongs to, and to
+        one that the caller names, unless it is of the form that half the industry uses.
+        """
+        if HOMES[exchange.wire_format] == provider.id:
+            return True
         named, _ = self.catalogue.split(exchange.model)
-        return named is not None and named.id == provider.id and not self._vault.find(provider.id)
+        ambiguous = key.reveal().startswith("sk-") or self._vault.find(provider.id) is not None
+        return named is not None and named.id == provider.id and not ambiguous
 
     def _from_vault(self, entry: Entry) -> _Shown:
         try:

@@ -65,9 +65,17 @@ class InFlight:
         if len(record) > SLOT_BYTES - _HEAD.size:
             raise ValueError(f"a record of {len(record)} bytes does not fit a slot")
         slot = self._free.pop()
+        self._write(slot, record)
+        return slot
+
+    def keep(self, slot: int, record: bytes) -> None:
+        """Put what is known now in the place of what was: the journal could not take it."""
+        if len(record) <= SLOT_BYTES - _HEAD.size:
+            self._write(slot, record)
+
+    def _write(self, slot: int, record: bytes) -> None:
         os.pwrite(self._file, _HEAD.pack(len(record), crc32(record)) + record, slot * SLOT_BYTES)
         self._sync_beside()
-        return slot
 
     def clear(self, slot: int) -> None:
         """Its true record is on disk."""

@@ -128,13 +128,14 @@ async def test_what_was_on_its_way_is_found_again_and_nothing_else(tmp_path: Pat
     with pytest.raises(TooManyInFlight):
         first.put(b"four")
     first.clear(slots[1])
+    first.keep(slots[0], b"one, and what came of it")
     assert first.taken == 2
     torn = slots[2] * 4096 + 10
     with path.open("r+b") as file:
         file.seek(torn)
         file.write(b"X")
     second = InFlight(path, slots=3)
-    assert list(second.interrupted.values()) == [b"one"], "a torn record is none"
+    assert list(second.interrupted.values()) == [b"one, and what came of it"], "a torn record is none"
     kept = next(iter(second.interrupted))
     assert kept not in {second.put(b"new"), second.put(b"new")}
 
@@ -386,7 +387,14 @@ def test_the_model_and_the_key_lead_to_a_provider(
 
 
 @pytest.mark.parametrize(
-    ("model", "key"), [("glm-4.6", "sk-proj-x"), ("", ""), ("gpt-5", ""), ("zai/glm-4.6", "sk-kimi-x")]
+    ("model", "key"),
+    [
+        ("glm-4.6", "sk-proj-x"),
+        ("", ""),
+        ("gpt-5", ""),
+        ("zai/glm-4.6", "sk-kimi-x"),
+        ("deepseek/deepseek-chat", "sk-0123"),
+    ],
 )
 def test_what_cannot_be_decided_is_refused(
     catalogue: Catalogue, tmp_path: Path, model: str, key: str
