@@ -55,13 +55,14 @@ class SeatSpan:
     span: Span
 
 
-def users(connection: duckdb.DuckDBPyConnection, since: datetime) -> list[Seat]:
-    """Every seat that was used since an instant."""
+def users(connection: duckdb.DuckDBPyConnection, since: datetime) -> dict[Seat, datetime]:
+    """Every seat that was used since an instant, with the hour of its first use since then."""
     query = (
-        f"SELECT DISTINCT plan_id, account_id FROM {STAGING}.usage_hourly "
-        f"WHERE plan_id IS NOT NULL AND access IN {COVERED} AND hour >= ? ORDER BY ALL"
+        f"SELECT plan_id, account_id, min(hour) AS first FROM {STAGING}.usage_hourly "
+        f"WHERE plan_id IS NOT NULL AND access IN {COVERED} AND hour >= ? GROUP BY ALL ORDER BY ALL"
     )
-    return [Seat(*row) for row in read(connection, query, [since]).iter_rows()]
+    found = read(connection, query, [since]).iter_rows()
+    return {Seat(plan, account): first for plan, account, first in found}
 
 
 def used_by(connection: duckdb.DuckDBPyConnection, spans: Sequence[SeatSpan]) -> pl.DataFrame:

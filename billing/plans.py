@@ -29,8 +29,10 @@ from catalog.plan_book import PlanBook
 
 __all__ = ["PlanTables"]
 
+MANY_SEATS = 50
+"""With more seats than this the tables are not written with every publication ..."""
 REST = 10
-"""The tables rest this many times as long as writing them took, so that calls are seen at once."""
+"""... but rest this many times as long as writing them took, so that calls are seen at once."""
 _LOOK_BACK = timedelta(days=31 * (MONTHS + 1))
 
 
@@ -45,6 +47,7 @@ class PlanTables:
         self.behind = False
         """Whether the tables were left as they were when the file was published last."""
         self._written_at = self._took_s = 0.0
+        self._used_since: dict[Seat, datetime] = {}
         self.used_up: list[dict[str, Any]] = []
 
     def changed_from(self, at: datetime) -> None:
@@ -54,7 +57,8 @@ class PlanTables:
     def refresh(self, now: datetime) -> None:
         """Write the tables, unless that would take more than its share of the time of publishing."""
         began = time.monotonic()
-        self.behind = began - self._written_at < REST * self._took_s
+        many = len(self._used_since) > MANY_SEATS
+        self.behind = many and began - self._written_at < REST * self._took_s
         if not self.behind:
             self.publish(now)
             self._written_at = time.monotonic()
@@ -79,9 +83,9 @@ class PlanTables:
 
     def _seats(self, now: datetime) -> list[Seat]:
         """Every seat in use, and those that the operator names."""
-        used = users(self._db, now - _LOOK_BACK)
+        self._used_since = users(self._db, now - _LOOK_BACK)
         named = [Seat(a.plan, a.account_id) for a in self._book.accounts if a.plan and a.account_id]
-        return list(dict.fromkeys([*used, *named]))
+        return list(dict.fromkeys([*self._used_since, *named]))
 
     def _windows(self, seats: Sequence[Seat], now: datetime) -> list[dict[str, Any]]:
         def first_use(length: timedelta) -> dict[Seat, datetime]:
@@ -112,7 +116,7 @@ class PlanTables:
                 accounts.get(account_id or ""),
                 held,
                 now=now,
-                used_since=now - _LOOK_BACK if held else None,
+                used_since=min((self._used_since[s] for s in held if s in self._used_since), default=None),
             )
         ]
 
