@@ -408,7 +408,7 @@ def test_what_cannot_be_decided_is_refused(
 # --- the way to a provider ---
 
 
-async def _asked(url: str, script: str, *, local: bool = True, **timeouts: float) -> bytes:
+async def _asked(url: str, script: str, *, local: bool = True, **timeouts: Any) -> bytes:
     upstream = Upstream(Timeouts(**timeouts), max_connections=2)
     body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": script}]}
     try:
