@@ -16,11 +16,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from billing.history import SLICE_ROWS, Place, Walk
+from billing.job import Job
 from billing.job_tasks import Reprice, Reprocess, Task
 from billing.job_writers import Rehearsal, Writer
-from billing.jobs import Job, summary
-from billing.ledger import Commit, Ledger, LedgerCatalog
+from billing.jobs import summary
+from billing.ledger import Commit, Ledger
 from billing.related import window_of
+from catalog.catalog import Catalog
+from catalog.errors import CatalogError
 from ingest.dialect import Dialects
 
 __all__ = ["JobRunner"]
@@ -37,24 +40,28 @@ class GivenUp(Exception):
     """A job that cannot be finished."""
 
 
+_FOR_PEOPLE = (CatalogError, GivenUp)
+"""Errors whose message says what to do."""
+
+
 class JobRunner:
     """The jobs of one ledger.
 
-    `catalog` loads the catalogue of today; `faults` are errors of the machine, which are raised and not the
-    job's, `telling` those whose message is for people. `tell` is given a job's summary whenever it has come
-    further.
+    `catalog` loads the catalogue of today; `adopt` is given it when new calls shall be charged by it too.
+    `tell` is given a job's summary whenever it has come further. `faults` are errors of the machine, which
+    are raised and not the job's.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         *,
-        catalog: Callable[[], LedgerCatalog],
+        catalog: Callable[[], Catalog],
         dialects: Dialects,
         observation_days: int,
         tell: Callable[[dict[str, Any]], None],
+        adopt: Callable[[Catalog], None] | None = None,
         faults: tuple[type[Exception], ...] = (),
-        telling: tuple[type[Exception], ...] = (),
         slice_rows: int = SLICE_ROWS,
     ) -> None:
         self._ledger = ledger
@@ -62,8 +69,8 @@ class JobRunner:
         self._dialects = dialects
         self._kept = timedelta(days=observation_days)
         self._tell = tell
+        self._adopt = adopt or ledger.use
         self._faults = faults
-        self._telling = (*telling, GivenUp)
         self._slice_rows = slice_rows
         self._dry: deque[Job] = deque()
         self._steps: Iterator[Commit | None] | None = None
@@ -98,7 +105,7 @@ class JobRunner:
             raise
         except Exception as error:
             log.exception("job %s failed", self._writer.job.job_id)
-            told = str(error) if isinstance(error, self._telling) else f"{type(error).__name__}; see the log"
+            told = str(error) if isinstance(error, _FOR_PEOPLE) else f"{type(error).__name__}; see the log"
             commit = self._writer.end("failed", told)
         if self._writer.job.over:
             self._steps = None
@@ -133,7 +140,7 @@ class JobRunner:
             return Reprocess(self._ledger, job.job_id, self._dialects, kept_from)
         pricing = self._catalog()
         if not job.dry_run:
-            self._ledger.use(pricing)
+            self._adopt(pricing)
         return Reprice(self._ledger, job.job_id, pricing)
 
     def _walk(self, job: Job, task: Task) -> Walk:

@@ -14,7 +14,7 @@ import polars as pl
 from billing import tables
 from billing.changes import Changed, summed
 from billing.fusion import HORIZON
-from billing.jobs import Job
+from billing.job import Job
 from billing.ledger import Commit, Ledger, Work
 
 __all__ = ["Rehearsal", "Writer"]

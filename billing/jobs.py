@@ -1,104 +1,30 @@
-"""Jobs over history: what is asked for, how far each has come, and what it has changed.
+"""The jobs over history of one ledger: how far each has come, and what it has changed.
 
-A job is asked for by a control record in the journal, so that it is as durable as telemetry, and is written
-down in the ledger's own tables in the transactions that do its work: a crash anywhere leaves whole slices,
-and the next ledger goes on behind the last one. A dry run is a question; it is written nowhere.
+A job is written down in the ledger's own tables in the transactions that do its work: a crash anywhere leaves
+whole slices, and the next ledger goes on behind the last one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import duckdb
 import polars as pl
-from pydantic import AwareDatetime, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
 from billing import tables
-from billing.budget import Strict
+from billing.job import Job, StartJob, plain
 from billing.store import append, read
 
-__all__ = ["Job", "JobBook", "JobKind", "StartJob", "new_job_id", "publish", "summary"]
+__all__ = ["JobBook", "publish", "summary"]
 
-JobKind = Literal["reprice", "reprocess"]
 RECENT = 50
 """So many of the newest jobs the front knows; all are in the table `jobs`."""
 MAX_GROUPS = 500
 """Groups of changes that an answer lists, the dearest first; the others are told as one."""
 _PREFIX = b'{"v":1,"op":"job",'
-
-
-class StartJob(Strict):
-    """Control record: look at all calls that started in [since, until) again."""
-
-    v: Literal[1] = 1
-    op: Literal["job"] = "job"
-    job_id: Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
-    kind: JobKind
-    since: AwareDatetime | None = None
-    until: AwareDatetime
-    at: AwareDatetime
-    dry_run: bool = Field(default=False, description="never journaled")
-
-    def record(self) -> bytes:
-        """The journal record."""
-        return self.model_dump_json(exclude_none=True).encode()
-
-
-def new_job_id() -> str:
-    """An id that no other job has."""
-    return f"job_{os.urandom(16).hex()}"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job; the fields are the columns of `jobs`, and where it stands: `place` is the last row that was
-    looked at, `attempts` how often it was begun without coming further, `commit_no` its last commit.
-    """
-
-    job_id: str
-    kind: JobKind
-    since: datetime | None
-    until: datetime
-    status: str
-    requested_at: datetime
-    began_at: datetime | None = None
-    ended_at: datetime | None = None
-    total: int = 0
-    looked_at: int = 0
-    changed: int = 0
-    catalog_version: str | None = None
-    error: str | None = None
-    place: str | None = None
-    attempts: int = 0
-    commit_no: int = 0
-    dry_run: bool = False
-
-    @classmethod
-    def asked(cls, asked: StartJob) -> Job:
-        """A job as it is asked for."""
-        since = None if asked.since is None else asked.since.astimezone(UTC)
-        return cls(
-            asked.job_id,
-            asked.kind,
-            since,
-            asked.until.astimezone(UTC),
-            "waiting",
-            asked.at.astimezone(UTC),
-            dry_run=asked.dry_run,
-        )
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.status in ("done", "failed")
-
-    def ended(self, status: Literal["done", "failed"], now: datetime, error: str | None = None) -> Job:
-        """The job, over."""
-        return replace(self, status=status, ended_at=now, error=error)
 
 
 _NAMES = tables.names(tables.LEDGER_JOBS)
@@ -200,11 +126,9 @@ def publish(connection: duckdb.DuckDBPyConnection, staging: str, *, since: int) 
 
 
 def summary(job: Job, changes: pl.DataFrame | None) -> dict[str, Any]:
-    """A job, and its changes where they are known, as JSON-able values; amounts are decimal strings."""
-    told = {name: _plain(value) for name, value in asdict(job).items() if name not in ("place", "attempts")}
-    if changes is None:
-        return {**told, "totals": None, "changes": []}
-    return {**told, "totals": _totals(changes), "changes": _listed(changes)}
+    """A job, and its changes where they are known, as people are told."""
+    told = job.told()
+    return told if changes is None else {**told, "totals": _totals(changes), "changes": _listed(changes)}
 
 
 def _listed(changes: pl.DataFrame) -> list[dict[str, Any]]:
@@ -214,7 +138,7 @@ def _listed(changes: pl.DataFrame) -> list[dict[str, Any]]:
     rows = ordered.head(MAX_GROUPS).drop("job_id").to_dicts()
     if len(rest):
         rows.append({**dict.fromkeys(_KEYS[1:]), "model": f"{len(rest)} other groups", **_sum_of(rest)})
-    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
 
 
 def _weight() -> pl.Expr:
@@ -223,18 +147,12 @@ def _weight() -> pl.Expr:
 
 
 def _totals(changes: pl.DataFrame) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in _sum_of(changes).items()}
+    return {name: plain(value) for name, value in _sum_of(changes).items()}
 
 
 def _sum_of(changes: pl.DataFrame) -> dict[str, Any]:
     known = [pl.when(pl.col(n).count() > 0).then(pl.col(n).sum()).alias(n) for n in _SUMS]
     return changes.select(known).row(0, named=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return value if value is None or isinstance(value, str | bool | int) else str(value)
 
 
 def _start(body: bytes) -> StartJob | None:

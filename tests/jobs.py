@@ -11,8 +11,8 @@ import duckdb
 import polars as pl
 
 from billing.budget import Budget, encode_control
+from billing.job import Job, StartJob, new_job_id
 from billing.job_runner import JobRunner
-from billing.jobs import Job, StartJob, new_job_id
 from billing.ledger import Batch, Ledger
 from billing.publish import Publisher
 from billing.spend import load_spend

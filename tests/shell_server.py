@@ -17,6 +17,7 @@ import uvicorn
 
 from billing.budget import Budget, CheckReply, CheckRequest
 from billing.budget_book import BudgetBook
+from billing.job import Job, StartJob
 from billing.reservation_desk import ReservationDesk
 from proxy.proxy import Limits as ProxyLimits
 from proxy.proxy import Proxy
@@ -55,6 +56,7 @@ class StandingHouse:
         self.proxy = Proxy(data_dir, journal=nothing, desk=self.desk, quotes=lambda: None, limits=limits)
         self.settings = Settings(server=Server(data_dir=data_dir))
         self.places: dict[str, str] = {}
+        self.asked: list[StartJob] = []
         self.explained: list[tuple[str, datetime]] = []
 
     @property
@@ -76,6 +78,13 @@ class StandingHouse:
     async def _append(self, body: bytes) -> int:
         self.acknowledged += len(body)
         return self.acknowledged
+
+    async def start_job(self, asked: StartJob) -> dict[str, Any]:
+        self.asked.append(asked)
+        return Job.asked(asked).told()
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [{**Job.asked(each).told(), "published": False} for each in self.asked]
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         self.explained.append((call_id, started_at))

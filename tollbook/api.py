@@ -39,6 +39,7 @@ from tollbook.api_budgets import (
 from tollbook.api_calls import CallReply, CallsQuery, CallsReply, answer_call, answer_calls
 from tollbook.api_catalog import add_catalog_routes
 from tollbook.api_emitters import EmittersReply, answer_emitters
+from tollbook.api_jobs import add_job_routes
 from tollbook.api_plans import PlansReply, answer_plans
 from tollbook.api_reservations import REQUESTS, add_reservation_routes, answer_check
 from tollbook.api_routes import add_route_routes
@@ -126,6 +127,7 @@ def create_app(house: House) -> FastAPI:
     _add_budgets(app, house)
     add_reservation_routes(app, house)
     add_catalog_routes(app, house)
+    add_job_routes(app, house)
     add_route_routes(app, house)
     _add_operations(app, house)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -20,6 +20,13 @@ from tollbook.reader_pool import ReaderPool
 
 COLUMNS = ", ".join(names(CALLS))
 FILTERS = (*ROLLUP_KEYS, "session_id", "status", "response_id", "request_id", "trace_id")
+REVISED = (
+    *("revision", "recorded_at", "superseded_by", "job_id", "reason"),
+    *("provider", "model", "access", "plan_id", "cost_status", "price_id", "catalog_version"),
+    *("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
+    *("list_cost_usd", "billed_cost_usd", "observation_count"),
+)
+"""What is told of an earlier revision of a call."""
 MERGE_STEPS = 16  # how often an id may have been merged into another before we stop following
 
 
@@ -57,6 +64,9 @@ class CallReply(BaseModel):
     call: dict[str, Any]
     observations: list[dict[str, Any]] = Field(description="the records that told of it")
     price: dict[str, Any] | None = Field(description="the price rows and the arithmetic")
+    revisions: list[dict[str, Any]] = Field(
+        description="what it was before, oldest first; where a job over history replaced it, which and why"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +120,9 @@ async def answer_call(house: House, call_id: str) -> bytes:
     current = await _current_id(house.readers, call_id)
     sql = f"SELECT {COLUMNS} FROM calls WHERE call_id = ?"  # our names
     rows = (await house.readers.query(sql, [current])).records()
+    revisions = await _revisions(house.readers, current)
     if not rows:
-        raise Problem("not_found", "there is no call of this id")
+        raise _no_such_call(revisions)
     evidence = await house.explain(current, datetime.fromisoformat(rows[0]["started_at"])) or {}
     return orjson.dumps(
         {
@@ -120,6 +131,7 @@ async def answer_call(house: House, call_id: str) -> bytes:
             "call": rows[0],
             "observations": evidence.get("observations", []),
             "price": evidence.get("price"),
+            "revisions": revisions,
         }
     )
 
@@ -136,3 +148,26 @@ async def _current_id(readers: ReaderPool, call_id: str) -> str:
             break
         call_id = rows[0]["superseded_by"]
     return call_id
+
+
+async def _revisions(readers: ReaderPool, call_id: str) -> list[dict[str, Any]]:
+    sql = (
+        f"SELECT {', '.join(f'r.{name}' for name in REVISED)}, j.kind, j.requested_at"  # our names
+        " FROM call_revisions r LEFT JOIN jobs j ON j.job_id = r.job_id WHERE r.call_id = ?"
+        " ORDER BY r.revision, r.recorded_at"
+    )
+    return [_with_job(row) for row in (await readers.query(sql, [call_id])).records()]
+
+
+def _with_job(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its job as an object; null where telemetry replaced it."""
+    told = {name: row.pop(name) for name in ("job_id", "kind", "requested_at")}
+    return {**row, "job": told if told["job_id"] else None}
+
+
+def _no_such_call(revisions: list[dict[str, Any]]) -> Problem:
+    last = revisions[-1] if revisions else None
+    if last is None or last["job"] is None:
+        return Problem("not_found", "there is no call of this id")
+    detail = f"a job of {last['job']['requested_at']} found: {last['reason']}"
+    return Problem("gone", detail, reason=last["reason"], job=last["job"], revisions=revisions)

@@ -17,6 +17,7 @@ import typer
 from tollbook.cli_budget import budget_app
 from tollbook.cli_catalog import catalog_app, price_app
 from tollbook.cli_common import Csv, Json, Url, print_bytes, print_json, server, split_names
+from tollbook.cli_jobs import reprice, reprocess
 from tollbook.cli_keys import keys_app
 from tollbook.cli_plans import plans
 from tollbook.cli_route import route_app
@@ -34,6 +35,9 @@ app.add_typer(catalog_app)
 app.command()(plans)
 app.add_typer(keys_app)
 app.add_typer(route_app)
+
+app.command()(reprice)
+app.command()(reprocess)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the journal, ledger and usage.duckdb.")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any
 from billing.budget import Budget, BudgetEvent, SpendGap, encode_control
 from billing.budget_book import BudgetBook
 from billing.budget_price import RememberedQuotes
+from billing.job import Job, StartJob
 from billing.plan_advice import windows_told
 from billing.reservation_desk import ReservationDesk
+from catalog.errors import CatalogError
 from catalog.quote import Quotes
 from ingest.intake import Intake
 from ingest.journal import Journal
@@ -41,6 +43,8 @@ COUNTING_TIMEOUT_S = 5.0
 """How long the definition of a budget waits for its spend; until that is known, checks say so."""
 REDEFINE_PAUSE_S = 2.0
 EVENTS_AT_ONCE = 100
+MAX_WAITING_JOBS = 16
+"""Jobs over history that may wait for their turn."""
 MAX_WAITING_EVENTS = 10_000
 """Budget decisions waiting to be journaled; beyond it they are counted as dropped, never waited for."""
 
@@ -98,7 +102,7 @@ class Front:
         """Why the house is not ready; empty when it is."""
         found = []
         if not self.ledger.running:
-            found.append("the ledger is starting")
+            found.append(self.ledger.refused or "the ledger is starting")
         elif not self.desk.ready:
             found.append("the ledger is catching up with what was acknowledged before the start")
         if not self.readers.alive:
@@ -162,6 +166,29 @@ class Front:
         offset = await self._controls.append_alone(encode_control("delete", budget_id=budget_id))
         self.budgets.delete(budget_id, offset)
 
+    async def start_job(self, asked: StartJob) -> dict[str, Any]:
+        """Take up a job over history, durably; a dry run is only asked of the ledger."""
+        waiting = [job for job in self.ledger.jobs.values() if job["status"] in ("waiting", "running")]
+        if len(waiting) >= MAX_WAITING_JOBS:
+            raise Problem("too_many_jobs", f"{len(waiting)} jobs are waiting", retry_after_s=10)
+        if asked.dry_run:
+            self._rehearse(asked)
+        else:
+            await self._controls.append_alone(asked.record())
+        if asked.job_id not in self.ledger.jobs:
+            self.ledger.take_job(Job.asked(asked).told())
+        return self.ledger.jobs[asked.job_id]
+
+    def _rehearse(self, asked: StartJob) -> None:
+        try:
+            self.ledger.rehearse(asked.model_dump(mode="json"))
+        except LedgerGone as error:
+            raise Problem("not_ready", str(error), retry_after_s=1) from error
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The newest jobs over history, each with `published`: whether usage.duckdb shows all it has done."""
+        return [{**job, "published": self.ledger.shows(job)} for job in self.ledger.jobs.values()]
+
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         """What the ledger knows of a call: its observations, the evidence, the arithmetic."""
         try:
@@ -208,12 +235,18 @@ class Front:
             self.desk.used_up = windows_told(message["used_up"])
         match message["type"]:
             case "hello":
-                self._load_quotes()
+                if self.quotes is None:
+                    self._quote_by(self._load_quotes())
                 self.desk.take_snapshot(message["spend"])
+            case "catalog":
+                self._beside(self._reload_quotes())
             case "committed":
-                task = asyncio.create_task(self._follow(message["spend"]))
-                self._following.add(task)
-                task.add_done_callback(self._following.discard)
+                self._beside(self._follow(message["spend"]))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
 
     async def _follow(self, delta: Message) -> None:
         try:
@@ -222,13 +255,21 @@ class Front:
             log.exception("the budgets lost track of the ledger; starting it again for a whole snapshot")
             self.ledger.restart()
 
-    def _load_quotes(self) -> None:
-        if self.quotes is None:
-            told = self.settings.catalog
-            self.quotes = Quotes.load(
-                self.settings.server.data_dir / "catalog", overlay=told.overlay, accounts_file=told.accounts
-            )
-            self.desk.quotes = RememberedQuotes(self.quotes)
+    def _load_quotes(self) -> Quotes:
+        told = self.settings.catalog
+        folder = self.settings.server.data_dir / "catalog"
+        return Quotes.load(folder, overlay=told.overlay, accounts_file=told.accounts)
+
+    async def _reload_quotes(self) -> None:
+        """Estimate by the catalogue that a job has brought in, as the ledger charges by it."""
+        try:
+            self._quote_by(await asyncio.to_thread(self._load_quotes))
+        except CatalogError:
+            log.exception("the prices have changed again since the job began; estimating by those before")
+
+    def _quote_by(self, quotes: Quotes) -> None:
+        self.quotes = quotes
+        self.desk.quotes = RememberedQuotes(quotes)
 
     def _keep(self, event: BudgetEvent) -> None:
         try:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from billing.budget import Budget
 from billing.budget_book import BudgetBook
+from billing.job import StartJob
 from billing.reservation_desk import ReservationDesk
 from catalog.quote import Quotes
 from proxy.proxy import Proxy
@@ -59,6 +60,14 @@ class House(Protocol):
 
     async def delete_budget(self, budget_id: str) -> None:
         """Delete a budget, durably."""
+
+    async def start_job(self, asked: StartJob) -> dict[str, Any]:
+        """Take up a job over history; it as it stands. Raises Problem."""
+        ...
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The newest jobs over history, the newest last."""
+        ...
 
     async def explain(self, call_id: str, started_at: datetime) -> dict[str, Any] | None:
         """The evidence and the arithmetic of a call; raises Problem while the ledger is away."""

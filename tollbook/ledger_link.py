@@ -29,6 +29,8 @@ LINE_LIMIT = 1 << 30
 TELL_EVERY_S = 0.01
 """The ledger is told of what is durable this often at most; a group of requests takes less."""
 ANSWER_TIMEOUT_S = 10.0
+MAX_JOBS = 100
+"""Jobs that the front knows; older ones are in the table `jobs`."""
 STOP_TIMEOUT_S = 30.0
 LEDGER_ENVIRONMENT = {"POLARS_MAX_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
 """Two threads compute as fast as this machine class allows, and two heaps give back more than eight."""
@@ -42,8 +44,9 @@ class LedgerLink:
     """What the front knows of its ledger.
 
     `committed` and `published` are journal positions; `running` is false from a ledger's death until the next
-    one has said hello; `restarts`, `calls` and `repeated` count since the front started. `changed` is set at
-    the ledger's next word, and is a new event after each.
+    one has said hello; `restarts`, `calls` and `repeated` count since the front started. `jobs` are the
+    newest jobs over history by id; `refused` says why the ledger cannot be opened. `changed` is set at the
+    ledger's next word, and is a new event after each.
     """
 
     def __init__(self, config: Message, *, on_state: Callable[[Message], None]) -> None:
@@ -54,6 +57,9 @@ class LedgerLink:
         self.calls = 0
         self.repeated = 0
         self.publish_took_s = 0.0
+        self.refused: str | None = None
+        self.jobs: dict[str, Message] = {}
+        self._published_commit = 0
         self.changed = asyncio.Event()
         self._config = config
         self._on_state = on_state
@@ -98,6 +104,23 @@ class LedgerLink:
             raise LedgerGone("the ledger is busy; ask again in a moment") from error
         finally:
             self._questions.pop(number, None)
+
+    def take_job(self, job: Message) -> None:
+        """Know a job as it stands; of those that are over only the newest are kept."""
+        self.jobs[job["job_id"]] = job
+        over = [each["job_id"] for each in self.jobs.values() if each["status"] in ("done", "failed")]
+        for job_id in over[: max(len(self.jobs) - MAX_JOBS, 0)]:
+            del self.jobs[job_id]
+
+    def rehearse(self, asked: Message) -> None:
+        """Have the ledger find out what a job would do; LedgerGone."""
+        if not self.running:
+            raise LedgerGone("the ledger is starting; ask again in a moment")
+        self._send({"type": "rehearse", "job": asked})
+
+    def shows(self, job: Message) -> bool:
+        """Whether usage.duckdb shows all that a job has done."""
+        return bool(job["dry_run"] or job["commit_no"] <= self._published_commit)
 
     def restart(self) -> None:
         """End the process hard; the supervision starts a new one, which tells everything from the start."""
@@ -160,6 +183,10 @@ class LedgerLink:
         match message["type"]:
             case "hello":
                 self.running = True
+                self.refused = None
+                self._published_commit = message["published_commit"]
+                for job in message["jobs"]:
+                    self.take_job(job)
                 self.published = message["published"]
                 self.committed = message["committed"]
                 self._told = -1
@@ -172,8 +199,15 @@ class LedgerLink:
                 self._on_state(message)
             case "published":
                 self.published = message["position"]
+                self._published_commit = message["commit_no"]
                 self.publish_took_s = message["took_s"]
                 self._on_state(message)
+            case "job":
+                self.take_job(message["job"])
+            case "catalog":
+                self._on_state(message)
+            case "refused":
+                self.refused = message["reason"]
             case "explained":
                 answer = self._questions.get(message["number"])
                 if answer and not answer.done():
@@ -183,6 +217,9 @@ class LedgerLink:
 
     def _lost(self) -> None:
         self.running = False
+        for job in self.jobs.values():
+            if job["dry_run"] and job["status"] in ("waiting", "running"):
+                job |= {"status": "failed", "error": "the ledger was started again; ask once more"}
         if self._writer:
             self._writer.close()
         for question in self._questions.values():

@@ -23,8 +23,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from billing.explain import explain
-from billing.ledger import Ledger
-from billing.loader import Loader, Prepared
+from billing.job import Job, StartJob
+from billing.job_runner import JobRunner
+from billing.layout import LedgerRefused
+from billing.ledger import Commit, Ledger
+from billing.loader import FAULTS, Loader, Prepared
 from billing.publish import Publisher
 from catalog.catalog import Catalog
 from ingest.dialect import load_dialects
@@ -79,12 +82,7 @@ class LedgerProcess:
         self._stopping = False
         self._woken = threading.Event()
         self._questions: SimpleQueue[Message] = SimpleQueue()
-        catalog = Catalog.load(
-            config.path("catalog"),
-            overlay=Path(config.overlay) if config.overlay else None,
-            accounts_file=Path(config.accounts) if config.accounts else None,
-            assume_unknown_access=config.assume_unknown_access,
-        )
+        catalog = _load_catalog(config)
         self._catalog = catalog
         self._ledger = Ledger.open(
             config.path("ledger.duckdb"),
@@ -101,7 +99,17 @@ class LedgerProcess:
             epoch=config.epoch,
             plans=catalog.plans,
         )
-        self._loader = Loader(self._ledger, load_dialects(config.attribution))
+        dialects = load_dialects(config.attribution)
+        self._loader = Loader(self._ledger, dialects)
+        self._jobs = JobRunner(
+            self._ledger,
+            catalog=lambda: _load_catalog(config),
+            dialects=dialects,
+            observation_days=config.observation_days,
+            tell=lambda job: channel.send({"type": "job", "job": job}),
+            adopt=self._adopt,
+            faults=FAULTS,
+        )
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._rested = False
         self._changed = threading.Event()
@@ -116,8 +124,10 @@ class LedgerProcess:
                 "type": "hello",
                 "committed": self._ledger.position,
                 "published": published,
+                "published_commit": self._publisher.commit_no,
                 "spend": self._ledger.spend_snapshot(),
                 "used_up": self._publisher.plans.used_up,
+                "jobs": self._ledger.jobs.recent(),
             }
         )
         publishing = threading.Thread(target=self._publish_forever, name="publish", daemon=True)
@@ -134,6 +144,8 @@ class LedgerProcess:
                     self._durable = message["position"]
                 case "explain":
                     self._questions.put(message)
+                case "rehearse":
+                    self._jobs.rehearse(Job.asked(StartJob.model_validate(message["job"])))
                 case "stop":
                     self._stopping = True
             self._woken.set()
@@ -141,15 +153,34 @@ class LedgerProcess:
 
     def _load_forever(self) -> None:
         while not self._stopping:
-            woken = self._woken.wait(timeout=REST_AFTER_S)
+            woken = self._woken.wait(timeout=0 if self._jobs.pending else REST_AFTER_S)
             self._woken.clear()
             self._answer()
             if self._ledger.position < self._durable:
                 time.sleep(self._config.gather_s)  # many small requests become one batch
                 self._load_all()
                 self._rested = False
+            elif self._jobs.pending:
+                self._work()
             elif not woken:
                 self._rest()
+
+    def _work(self) -> None:
+        """Do one slice of the jobs over history."""
+        if self._jobs.pending and (commit := self._jobs.step()) is not None:
+            self._committed(commit)
+            self._rested = False
+
+    def _committed(self, commit: Commit) -> None:
+        self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
+        self._changed.set()
+
+    def _adopt(self, catalog: Catalog) -> None:
+        """Charge and explain by another catalogue from now on; the front estimates by it too."""
+        self._ledger.use(catalog)
+        if catalog.version != self._catalog.version:
+            self._channel.send({"type": "catalog"})
+        self._catalog = catalog
 
     def _rest(self) -> None:
         """What waits for a quiet moment: fold the log into the file, give memory back, forget."""
@@ -168,9 +199,9 @@ class LedgerProcess:
         while (prepared := upcoming.result()) and not self._stopping:
             upcoming = self._decoding.submit(self._decode, prepared.position)
             for commit in self._loader.load(prepared):
-                self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
-            self._changed.set()
+                self._committed(commit)
             self._answer()
+            self._work()
 
     def _decode(self, position: int) -> Prepared | None:
         """The journal's next batch after a position; None when all is loaded."""
@@ -201,9 +232,8 @@ class LedgerProcess:
             self._published_at = time.monotonic()
             took = self._published_at - began
             used_up = self._publisher.plans.used_up
-            self._channel.send(
-                {"type": "published", "position": position, "took_s": took, "used_up": used_up}
-            )
+            shown = {"position": position, "commit_no": self._publisher.commit_no, "used_up": used_up}
+            self._channel.send({"type": "published", **shown, "took_s": took})
             if not self._stopping:
                 rest = PUBLISH_REST_BEHIND if self._is_behind() else PUBLISH_REST
                 time.sleep(max(self._config.publish_interval_s, rest * took))
@@ -238,7 +268,22 @@ def main() -> None:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    LedgerProcess(channel, messages, config).run()
+    try:
+        LedgerProcess(channel, messages, config).run()
+    except LedgerRefused as error:
+        log.error("%s", error)
+        channel.send({"type": "refused", "reason": str(error)})
+        sys.exit(1)
+
+
+def _load_catalog(config: Config) -> Catalog:
+    """The catalogue of today: what is shipped, and the operator's files as they are now."""
+    return Catalog.load(
+        config.path("catalog"),
+        overlay=Path(config.overlay) if config.overlay else None,
+        accounts_file=Path(config.accounts) if config.accounts else None,
+        assume_unknown_access=config.assume_unknown_access,
+    )
 
 
 def _give_back_memory() -> None:

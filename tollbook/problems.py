@@ -54,6 +54,8 @@ KINDS: dict[str, Kind] = {
         "use a loopback address, or list the name in server.allowed_hosts",
     ),
     "foreign_origin": Kind(403, "Foreign web pages are refused", "call the API from a program"),
+    "gone": Kind(410, "It is no call any more", "`reason` says why; call_revisions has what it was"),
+    "too_many_jobs": Kind(429, "Too many jobs wait", "wait until one is done: GET /api/v1/jobs"),
     "reader_busy": Kind(429, "Too many queries", "wait as long as Retry-After says, send it again"),
     "reader_unavailable": Kind(503, "No reader is up", _READYZ),
     "not_published": Kind(503, "Nothing is published yet", _READYZ),
