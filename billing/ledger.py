@@ -23,6 +23,7 @@ from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.evidence import append_observations, keyed
 from billing.fusion import HORIZON, fuse
 from billing.jobs import JobBook
+from billing.link_keeping import forget_links
 from billing.metrics import MetricBook, unseen_points
 from billing.plan_quota import HeaderReader, note_quotas
 from billing.related import IDENTITY, related, stored_links, unseen, window_of
@@ -277,10 +278,15 @@ class Ledger:
     def forget_old_evidence(
         self, *, links_before: datetime, observations_before: datetime, published_commit: int
     ) -> None:
-        """Delete span links and observations that are past their retention, and marks that are published."""
+        """Delete span links and observations that are past their retention, and marks that are published.
+
+        Links that lead from a record to those above it stay as long as records do (`billing.link_keeping`).
+        """
         with self._transaction():
-            self._db.execute("DELETE FROM span_links WHERE received_at < ?", [links_before])
             self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            now = datetime.now(UTC)
+            as_long = now + (now - observations_before)
+            forget_links(self._db, before=links_before, kept_until=as_long, now=now)
             self._db.execute("DELETE FROM kept_attributes WHERE last_effective_at < ?", [observations_before])
             self._db.execute("DELETE FROM metric_points WHERE measured_at < ?", [observations_before])
             self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])

@@ -109,7 +109,10 @@ def _ddl() -> Iterator[str]:
         "hour TIMESTAMPTZ, covered BOOLEAN, input_tokens BIGINT, output_tokens BIGINT)"
     )
     yield "CREATE TABLE IF NOT EXISTS metric_calls (call_id VARCHAR, service VARCHAR, hour TIMESTAMPTZ)"
-    yield f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO})"
+    yield (
+        f"CREATE TABLE IF NOT EXISTS span_links ({_of(LINKS)}, received_at TIMESTAMPTZ, {_COMMIT_NO}, "
+        "kept_until TIMESTAMPTZ)"
+    )
     yield f"CREATE TABLE IF NOT EXISTS rejects ({_of(REJECTS)})"
     yield "CREATE TABLE IF NOT EXISTS dirty_slots (slot TIMESTAMPTZ, commit_no UBIGINT)"
     yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,22 @@ def test_evidence_whose_attributes_are_gone_stays_as_it_was_read(tmp_path: Path,
     before = facts(books)
     assert books.run("reprocess")["changed"] == 0
     assert facts(books) == before
+
+
+def test_links_are_kept_for_as_long_as_records_may_be_read_again(tmp_path: Path, altered: Altered) -> None:
+    """An agent's turn is covered by calls far below it: spans between them, that are no records, say so."""
+    captures = ["codex-http"]
+    right = Right(tmp_path / "right", captures)
+    books = misread(tmp_path, altered("codex", "rank = 10\n", "rank = 11\n"), captures)
+    links = "SELECT count(*) FROM span_links"
+    [(before,)] = books.rows(links)
+    now = datetime.now(UTC)
+    old = {"links_before": now + timedelta(days=1), "observations_before": now - timedelta(days=90)}
+    books.ledger.forget_old_evidence(**old, published_commit=0)
+    [(kept,)] = books.rows(links)
+    assert 0 < kept < before
+    books.run("reprocess")
+    assert facts(books) == right.facts
+    books.ledger.cursor().execute("UPDATE span_links SET kept_until = ?", [now])
+    books.ledger.forget_old_evidence(**old, published_commit=0)
+    assert books.rows(links) == [(0,)]

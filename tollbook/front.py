@@ -181,7 +181,7 @@ class Front:
 
     def _rehearse(self, asked: StartJob) -> None:
         try:
-            self.ledger.rehearse(asked.model_dump(mode="json"))
+            self.ledger.rehearse(asked.model_dump_json())
         except LedgerGone as error:
             raise Problem("not_ready", str(error), retry_after_s=1) from error
 
@@ -237,6 +237,8 @@ class Front:
             case "hello":
                 if self.quotes is None:
                     self._quote_by(self._load_quotes())
+                elif self.quotes.version != message["catalog"]:
+                    self._beside(self._reload_quotes())
                 self.desk.take_snapshot(message["spend"])
             case "catalog":
                 self._beside(self._reload_quotes())

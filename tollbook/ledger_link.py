@@ -112,8 +112,8 @@ class LedgerLink:
         for job_id in over[: max(len(self.jobs) - MAX_JOBS, 0)]:
             del self.jobs[job_id]
 
-    def rehearse(self, asked: Message) -> None:
-        """Have the ledger find out what a job would do; LedgerGone."""
+    def rehearse(self, asked: str) -> None:
+        """Have the ledger find out what a job (JSON of StartJob) would do; LedgerGone."""
         if not self.running:
             raise LedgerGone("the ledger is starting; ask again in a moment")
         self._send({"type": "rehearse", "job": asked})

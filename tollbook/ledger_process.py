@@ -128,6 +128,7 @@ class LedgerProcess:
                 "spend": self._ledger.spend_snapshot(),
                 "used_up": self._publisher.plans.used_up,
                 "jobs": self._ledger.jobs.recent(),
+                "catalog": self._catalog.version,
             }
         )
         publishing = threading.Thread(target=self._publish_forever, name="publish", daemon=True)
@@ -145,7 +146,7 @@ class LedgerProcess:
                 case "explain":
                     self._questions.put(message)
                 case "rehearse":
-                    self._jobs.rehearse(Job.asked(StartJob.model_validate(message["job"])))
+                    self._jobs.rehearse(Job.asked(StartJob.model_validate_json(message["job"])))
                 case "stop":
                     self._stopping = True
             self._woken.set()
