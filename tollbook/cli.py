@@ -32,7 +32,6 @@ app = typer.Typer(
 app.add_typer(budget_app)
 app.add_typer(price_app)
 app.add_typer(catalog_app)
-app.command()(plans)
 app.add_typer(keys_app)
 app.add_typer(route_app)
 
@@ -130,6 +129,9 @@ def report(
         print_bytes(client.fetch("/api/v1/usage", params, accept=_media_type(as_csv=as_csv)))
         return
     print_report(client, by=split_names(by), since=since, until=until)
+
+
+app.command()(plans)
 
 
 @app.command()
