@@ -35,9 +35,6 @@ app.add_typer(catalog_app)
 app.add_typer(keys_app)
 app.add_typer(route_app)
 
-app.command()(reprice)
-app.command()(reprocess)
-
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the journal, ledger and usage.duckdb.")
 ]
@@ -217,6 +214,10 @@ def doctor(url: Url = None, data_dir: DataDir = None, config: Config = None, as_
     else:
         _print_findings(findings)
     raise typer.Exit(1 if any(each.level == "failure" for each in findings) else 0)
+
+
+app.command()(reprice)
+app.command()(reprocess)
 
 
 @app.command("config")
