@@ -21,6 +21,7 @@ from billing import emitters, spend, tables
 from billing.changes import Changed, reasons
 from billing.charges import COUNTED, Pricing, call_id, charge
 from billing.evidence import append_observations, keyed
+from billing.first_layout import take_over_first_layout
 from billing.fusion import HORIZON, fuse
 from billing.jobs import JobBook
 from billing.link_keeping import forget_links
@@ -161,6 +162,7 @@ class Ledger:
         Reservations journaled before `news_until` are told to the front in full: it was not there then.
         """
         connection = connect(path, memory_limit=memory_limit, threads=threads, wait_s=wait_s)
+        take_over_first_layout(connection)
         return cls(connection, epoch=epoch, pricing=pricing, news_until=news_until)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:

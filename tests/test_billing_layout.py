@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pytest
 
+from billing.evidence import with_attributes
 from billing.layout import SCHEMA_VERSION, LedgerTooNew, LedgerUnfit
 from billing.ledger import Ledger
+from billing.store import read
 from billing.tables import EVIDENCE_FIELDS, LEDGER_CALLS, names
 from catalog.catalog import _EVIDENCE, Catalog
 from tests.jobs import Books
@@ -50,6 +53,24 @@ def test_a_ledger_with_fewer_columns_is_brought_up_to_date(tmp_path: Path) -> No
     log = {"layer": "log:x", "signal": "log", "session_id": "s", "rank": 0}
     books.take(observation(response_id="old", **log), observation(response_id="new"))
     assert books.rows("SELECT count(*), count(evidence), sum(revision) FROM calls") == [(2, 2, 3)]
+    books.hold_together()
+
+
+def test_records_of_the_first_layout_are_found_and_keep_their_attributes(tmp_path: Path) -> None:
+    written_by_the_first_layout(tmp_path)
+    rewritten(
+        tmp_path,
+        "ALTER TABLE observations ADD COLUMN attributes BLOB",
+        "UPDATE observations SET attributes = 'kept'::BLOB, "
+        "response_key = md5_number_lower(response_id), fingerprint_key = md5_number_lower(service)",
+        "DROP TABLE kept_attributes",
+    )
+    books = Books(tmp_path, catalog=CATALOG)
+    stored = read(books.ledger.cursor(), "SELECT id_hi, id_lo, commit_no FROM observations")
+    stored = stored.cast(dict.fromkeys(("id_hi", "id_lo"), pl.UInt64))
+    assert with_attributes(books.ledger.cursor(), stored)["attributes"].to_list() == [b"kept"]
+    books.take(observation(response_id="old", layer="log:x", signal="log", session_id="s", rank=0))
+    assert books.rows("SELECT session_id, observation_count, revision FROM calls") == [("s", 2, 2)]
     books.hold_together()
 
 
