@@ -7,6 +7,7 @@ cost four times as much. It knows nothing of what the attributes mean (`dialects
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 from collections.abc import Mapping
@@ -52,9 +53,9 @@ def new_span_id() -> bytes:
     return os.urandom(8)
 
 
-async def journal_call(journal: Journal, body: bytes) -> int:
-    """Put an encoded span on disk; the journal position after it. Raises JournalError."""
-    return await journal.append(Kind.TRACES_PROTO, body, received_at_ns=time_ns())
+def journal_call(journal: Journal, body: bytes) -> asyncio.Future[int]:
+    """Hand an encoded span to the journal; the position after it once it is on disk, or a JournalError."""
+    return journal.submit(Kind.TRACES_PROTO, body, received_at_ns=time_ns())
 
 
 def encode(span: CallSpan) -> bytes:

@@ -131,6 +131,10 @@ class Journal:
 
     async def append(self, kind: int, body: bytes, *, received_at_ns: int) -> int:
         """Put one record on disk; the position after it once it is there. JournalFull if that failed."""
+        return await self.submit(kind, body, received_at_ns=received_at_ns)
+
+    def submit(self, kind: int, body: bytes, *, received_at_ns: int) -> asyncio.Future[int]:
+        """The same for who goes on meanwhile: the future has the position, or what went wrong."""
         if self._closing:
             raise JournalError("the journal is closed")
         if len(body) > MAX_BODY_BYTES:
@@ -141,7 +145,7 @@ class Journal:
         if not self._arrived:
             loop.call_soon(self._hand_over)
         self._arrived.append(_Waiting(done, kind, received_at_ns, body))
-        return await done
+        return done
 
     def release(self, offset: int) -> None:
         """Everything before `offset` is stored elsewhere: delete what is wholly below, end the active one

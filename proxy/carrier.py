@@ -1,7 +1,7 @@
 """A call from its request to the end of its answer: choose, write down, send, relay, record.
 
 The one place where the order of things is decided. Nothing goes out before its record stands in a slot, and
-no answer ends before its record is on disk.
+no answer ends before what became of it stands there too.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from catalog.errors import EndpointError
-from ingest.call_report import journal_call
-from ingest.journal import Journal, JournalError
 from proxy.allowance import Allowance
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome, Target
 from proxy.failure import Failure, FailureKind, classify, failure
 from proxy.health import Health
-from proxy.inflight import InFlight, TooManyInFlight
 from proxy.keys import access_by_answer
 from proxy.outgoing import Outgoing, outgoing
 from proxy.plan import PAID, Plan, Planner
+from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.relay import Client, ErrorAnswer, Passage, inflated, relay_refusal
-from proxy.report import record_of
 from proxy.translate import CannotCarry
 from proxy.upstream import Answer, TooSlow, Unreachable, Upstream, UpstreamError
 
@@ -43,11 +41,9 @@ RETRY_S: Final = 0.1
 class Counts:
     """What the proxy did since the start, for /metrics."""
 
-    attempts: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     fallbacks: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
     """By whether it led from a plan to what costs money."""
     refused: int = 0
-    unrecorded: int = 0
 
 
 class Carrier:
@@ -58,17 +54,15 @@ class Carrier:
         planner: Callable[[], Planner],
         *,
         allowance: Allowance,
-        journal: Journal,
         upstream: Upstream,
-        inflight: InFlight,
+        recorder: Recorder,
         max_answer_bytes: int,
     ) -> None:
         self._planner = planner
         self._allowance = allowance
         self.health = Health()
-        self._journal = journal
         self._upstream = upstream
-        self._inflight = inflight
+        self._recorder = recorder
         self._max_answer_bytes = max_answer_bytes
         self._beside: set[asyncio.Task[None]] = set()
         self.stopping = False
@@ -144,11 +138,10 @@ class Carrier:
         sent = self._prepared(exchange, attempt)
         client.extra = _ours(exchange, attempt, sent)
         try:
-            attempt.slot = self._inflight.put(self._record(exchange, attempt))
-        except TooManyInFlight:
+            self._recorder.begin(exchange, attempt)
+        except Refused:
             self._release(attempt)
-            sentence = "too many calls are on their way; ask again"
-            raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=1) from None
+            raise
         try:
             answer = await self._send(sent, attempt.target)
         except UpstreamError as error:
@@ -173,12 +166,8 @@ class Carrier:
         self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, client: Client
     ) -> Failure | None:
         attempt.status, attempt.headers = answer.status, answer.headers
-        book = self._planner().chooser.catalogue.book
-        attempt.access = access_by_answer(book, attempt.target.provider, answer.headers) or attempt.access
-
-        async def seal() -> None:
-            await self._seal(exchange, attempt, Outcome.ANSWERED)
-
+        attempt.access = access_by_answer(attempt.target.facts, answer.headers) or attempt.access
+        seal = partial(self._recorder.end, exchange, attempt, Outcome.ANSWERED)
         try:
             if answer.status >= 400:
                 return await self._refused(exchange, attempt, sent, answer)
@@ -200,7 +189,7 @@ class Carrier:
         plain = inflated(body, answer) or b""
         provider, now = attempt.target.provider, datetime.now(UTC)
         attempt.failure = classify(provider, answer.status, answer.headers, plain, now=now)
-        await self._seal(exchange, attempt, Outcome.REFUSED)
+        self._recorder.end(exchange, attempt, Outcome.REFUSED)
         _keep_words(exchange, attempt, sent, answer, body)
         return attempt.failure
 
@@ -211,7 +200,7 @@ class Carrier:
         provider, now = attempt.target.provider, datetime.now(UTC)
         attempt.failure = classify(provider, 200, answer.headers, error.body, now=now)
         attempt.status = attempt.failure.status
-        await self._seal(exchange, attempt, Outcome.REFUSED)
+        self._recorder.end(exchange, attempt, Outcome.REFUSED)
         _keep_words(exchange, attempt, sent, answer, error.raw)
         return attempt.failure
 
@@ -222,7 +211,7 @@ class Carrier:
         log.warning("%s: %s", attempt.target.name, error)
         kind = FailureKind.TIMEOUT if outcome is Outcome.TIMED_OUT else FailureKind.NETWORK
         attempt.failure = failure(kind, str(error))
-        await self._seal(exchange, attempt, outcome)
+        self._recorder.end(exchange, attempt, outcome)
         if outcome is Outcome.UNREACHABLE:
             self._release(attempt)
         return attempt.failure
@@ -239,54 +228,20 @@ class Carrier:
         if attempt.reservation_id is not None:
             self._later(self._allowance.release(attempt.reservation_id))
 
-    # --- the record ---
-
-    def _record(self, exchange: Exchange, attempt: Attempt) -> bytes:
-        provider = self._planner().chooser.catalogue.book.providers.get(attempt.target.provider)
-        return record_of(exchange, attempt, provider)
-
-    async def _seal(self, exchange: Exchange, attempt: Attempt, outcome: Outcome) -> None:
-        """The attempt is over: its record goes to the disk, and its slot is free once it is there."""
-        slot, attempt.slot = attempt.slot, None
-        if slot is None:
-            return
-        attempt.outcome = outcome
-        self.counts.attempts[outcome] += 1
-        if exchange.operation.counts_tokens:
-            self._inflight.clear(slot)
-            return
-        record = self._record(exchange, attempt)
-        try:
-            await journal_call(self._journal, record)
-        except JournalError as error:
-            self.counts.unrecorded += 1
-            self._inflight.keep(slot, record)
-            log.error("a call to %s could not be recorded: %s", attempt.target.name, error)
-        else:
-            self._inflight.clear(slot)
-
     def _left(self, exchange: Exchange, attempt: Attempt) -> None:
-        """The caller has gone, or the house stops: the record is written beside."""
+        """The caller has gone, or the house stops."""
         outcome = Outcome.STOPPED if self.stopping else Outcome.CLIENT_LEFT
-        self._later(self._seal(exchange, attempt, outcome))
+        self._recorder.end(exchange, attempt, outcome)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    async def recover(self) -> None:
-        """Record what a killed process had on its way."""
-        for slot, body in list(self._inflight.interrupted.items()):
-            await journal_call(self._journal, body)
-            del self._inflight.interrupted[slot]
-            self._inflight.clear(slot)
-
     async def close(self) -> None:
-        """Wait for the records that are being written, then close the connections."""
+        """Wait for what is being released, then close the connections."""
         await asyncio.gather(*self._beside, return_exceptions=True)
         await self._upstream.close()
-        self._inflight.close()
 
 
 def _keep_words(exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, body: bytes) -> None:

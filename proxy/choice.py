@@ -109,6 +109,7 @@ class Chooser:
             raise Refused(FailureKind.AUTH, f"refused before anything was sent: {why}", code="wrong_key")
         own = self.door(provider.id, door.access)
         return Target(
+            facts=provider,
             endpoint=door,
             base_url=own.base_url if own and own.base_url else door.base_url,
             model=model,
@@ -156,7 +157,7 @@ class Chooser:
             return None
         if not (kinds or told or self._is_home(exchange, provider, key)):
             return None
-        access = access_by_headers(self.catalogue.book, provider.id, exchange.headers)
+        access = access_by_headers(provider, exchange.headers)
         access = access or (mine[0].access if mine and mine[0].access != "unknown" else doors[0].access)
         return _Shown(CredentialKind.CALLER, access, key, kinds=kinds)
 

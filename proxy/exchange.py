@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from catalog.endpoints import Endpoint
+from catalog.provider_facts import Provider
 from ingest.call_report import new_span_id, new_trace_id
 from proxy.caller import Caller, Headers
 from proxy.failure import Failure
@@ -30,8 +31,11 @@ class CredentialKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a call may go: a door, the key that opens it, and the model as the provider knows it."""
+    """Where a call may go: a door, the key that opens it, and the model as the provider knows it. `facts` is
+    what the catalogue knows of the provider.
+    """
 
+    facts: Provider
     endpoint: Endpoint
     base_url: str
     model: str

@@ -1,10 +1,13 @@
 """Calls on their way: what becomes of them in the book when the process is killed in the middle.
 
-Before a call goes out, the record of it, as it would be if nothing more were heard, is written into a slot of
-one file; when the true record is on disk the slot is emptied. What a starting process finds in the slots was
-interrupted: it is journaled then, as calls whose usage is unknown. A record that was journaled after all has
-the same identity, so that it counts once. A killed process loses nothing that it has written to a file; the
-disk is asked for it beside the call, so that a power failure loses little.
+One file holds a slot of two pages for each call. Before a call goes out, the record of it, as it would be if
+nothing more were heard, is written on the first page; before its answer ends, the true record is written on
+the second. Once that is in the journal the slot is emptied. What a starting process finds in the slots is
+journaled then. A record that was journaled after all has the same identity, so that it counts once.
+
+A killed process loses nothing that it has written to a file: each page is one write, and a page that was cut
+off in the middle does not pass its check. A power failure is another matter: the disk is asked for the file
+once a second, beside the calls.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from zlib import crc32
 
 __all__ = ["InFlight", "TooManyInFlight"]
 
-SLOT_BYTES: Final = 4096
+PAGE_BYTES: Final = 4096
+SYNC_EVERY_S: Final = 1.0
 _HEAD: Final = struct.Struct("<II")
 _EMPTY: Final = bytes(_HEAD.size)
 
@@ -34,68 +38,63 @@ class InFlight:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         size = os.fstat(self._file).st_size
-        self.interrupted = dict(self._left(size // SLOT_BYTES))
-        if size < slots * SLOT_BYTES:
-            os.pwrite(self._file, bytes(slots * SLOT_BYTES - size), size)
+        self.interrupted = self._left(size // (2 * PAGE_BYTES))
+        if (missing := slots * 2 * PAGE_BYTES - size) > 0:
+            os.pwrite(self._file, bytes(missing), size)
         self._slots = slots
         self._free = [slot for slot in reversed(range(slots)) if slot not in self.interrupted]
         self._syncing: asyncio.Task[None] | None = None
-        self._dirty = False
 
     @property
     def taken(self) -> int:
         """How many calls are on their way."""
         return self._slots - len(self._free)
 
-    def _left(self, slots: int) -> list[tuple[int, bytes]]:
-        found = []
-        for slot in range(slots):
-            head = os.pread(self._file, _HEAD.size, slot * SLOT_BYTES)
-            size, check = _HEAD.unpack(head)
-            if 0 < size <= SLOT_BYTES - _HEAD.size:
-                body = os.pread(self._file, size, slot * SLOT_BYTES + _HEAD.size)
-                if crc32(body) == check:
-                    found.append((slot, body))
-        return found
+    def _left(self, slots: int) -> dict[int, bytes]:
+        """What stands in the slots: the true record where there is one, else the first."""
+        found = {slot: self._read(2 * slot + 1) or self._read(2 * slot) for slot in range(slots)}
+        return {slot: record for slot, record in found.items() if record}
+
+    def _read(self, page: int) -> bytes:
+        size, check = _HEAD.unpack(os.pread(self._file, _HEAD.size, page * PAGE_BYTES))
+        if not 0 < size <= PAGE_BYTES - _HEAD.size:
+            return b""
+        record = os.pread(self._file, size, page * PAGE_BYTES + _HEAD.size)
+        return record if crc32(record) == check else b""
 
     def put(self, record: bytes) -> int:
         """Write down a call that goes out now; its slot. Raises TooManyInFlight."""
         if not self._free:
             raise TooManyInFlight
-        if len(record) > SLOT_BYTES - _HEAD.size:
-            raise ValueError(f"a record of {len(record)} bytes does not fit a slot")
         slot = self._free.pop()
-        self._write(slot, record)
+        self._write(2 * slot, record)
         return slot
 
     def keep(self, slot: int, record: bytes) -> None:
-        """Put what is known now in the place of what was: the journal could not take it."""
-        if len(record) <= SLOT_BYTES - _HEAD.size:
-            self._write(slot, record)
+        """Write down what became of the call."""
+        self._write(2 * slot + 1, record)
 
-    def _write(self, slot: int, record: bytes) -> None:
-        os.pwrite(self._file, _HEAD.pack(len(record), crc32(record)) + record, slot * SLOT_BYTES)
-        self._sync_beside()
-
-    def clear(self, slot: int) -> None:
-        """Its true record is on disk."""
-        os.pwrite(self._file, _EMPTY, slot * SLOT_BYTES)
-        self._free.append(slot)
-
-    def close(self) -> None:
-        """Close the file; what stands in the slots stays."""
-        os.close(self._file)
-
-    def _sync_beside(self) -> None:
-        self._dirty = True
+    def _write(self, page: int, record: bytes) -> None:
+        if len(record) > PAGE_BYTES - _HEAD.size:
+            raise ValueError(f"a record of {len(record)} bytes does not fit a page")
+        os.pwrite(self._file, _HEAD.pack(len(record), crc32(record)) + record, page * PAGE_BYTES)
         if self._syncing is None:
             self._syncing = asyncio.create_task(self._sync())
 
+    def clear(self, slot: int) -> None:
+        """Its true record is on disk."""
+        os.pwrite(self._file, _EMPTY, 2 * slot * PAGE_BYTES)
+        os.pwrite(self._file, _EMPTY, (2 * slot + 1) * PAGE_BYTES)
+        self._free.append(slot)
+
     async def _sync(self) -> None:
-        """One write to the disk for all calls that came since the last."""
-        try:
-            while self._dirty:
-                self._dirty = False
-                await asyncio.to_thread(os.fdatasync, self._file)
-        finally:
-            self._syncing = None
+        """Ask the disk for all that is written until then."""
+        await asyncio.sleep(SYNC_EVERY_S)
+        self._syncing = None
+        await asyncio.to_thread(os.fdatasync, self._file)
+
+    def close(self) -> None:
+        """Close the file; what stands in the slots stays."""
+        if self._syncing is not None:
+            self._syncing.cancel()
+        os.close(self._file)

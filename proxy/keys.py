@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from catalog.provider_book import Book
+from catalog.provider_facts import Provider
 from proxy.caller import Headers
 from proxy.secret import Secret
 
@@ -66,9 +67,9 @@ def _told(access: str) -> str:
     return {"payg": "metered use", "subscription": "the subscription"}.get(access, access)
 
 
-def access_by_headers(book: Book, provider: str, headers: Headers) -> str | None:
+def access_by_headers(provider: Provider, headers: Headers) -> str | None:
     """The access that a request's own headers tell (a login's account header, say)."""
-    for marker in book.providers[provider].markers:
+    for marker in provider.markers:
         if marker.side != "request":
             continue
         wanted = marker.header.encode()
@@ -78,9 +79,9 @@ def access_by_headers(book: Book, provider: str, headers: Headers) -> str | None
     return None
 
 
-def access_by_answer(book: Book, provider: str, headers: Mapping[str, str]) -> str | None:
+def access_by_answer(provider: Provider, headers: Mapping[str, str]) -> str | None:
     """The access that an answer tells: what was asked under a plan may have been served beyond it."""
-    for marker in book.providers[provider].markers:
+    for marker in provider.markers:
         if marker.side != "response":
             continue
         for name, value in headers.items():

@@ -23,6 +23,7 @@ from proxy.failure import FailureKind
 from proxy.inflight import InFlight
 from proxy.models import ModelLists
 from proxy.plan import Planner
+from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.route_files import RouteFiles
 from proxy.routes import Route
@@ -60,15 +61,15 @@ class Proxy:
         self._known: Planner | None = None
         self.vault = Vault(data_dir / "keys")
         self.routes = RouteFiles(data_dir)
-        self._inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
+        inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
+        self._recorder = Recorder(journal, inflight)
         upstream = Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls)
         self._lists = ModelLists(upstream, self.vault)
         self.carrier = Carrier(
             self.planner,
             allowance=Allowance(desk),
-            journal=journal,
             upstream=upstream,
-            inflight=self._inflight,
+            recorder=self._recorder,
             max_answer_bytes=limits.max_answer_bytes,
         )
         self.http = ProxyHttp(self.carrier, self._list_models, max_body_bytes=limits.max_request_bytes)
@@ -106,7 +107,7 @@ class Proxy:
     async def start(self) -> None:
         """Record what a process before this one had on its way when it was killed."""
         try:
-            await self.carrier.recover()
+            await self._recorder.recover()
         except JournalError as error:
             log.error("interrupted calls wait for the next start to be recorded: %s", error)
 
@@ -115,8 +116,13 @@ class Proxy:
         self.carrier.stopping = True
 
     async def close(self) -> None:
-        """Finish the records, close the connections."""
+        """Close the connections, finish the records."""
         await self.carrier.close()
+        await self._recorder.close()
+
+    async def recorded(self) -> None:
+        """Return when every call whose answer has ended by now is in the journal, or cannot be."""
+        await self._recorder.settled()
 
     def counters(self) -> dict[str, int | float]:
         """For /metrics."""
@@ -124,13 +130,13 @@ class Proxy:
         return {
             **{
                 f"proxy_attempts_total{{outcome={outcome}}}": number
-                for outcome, number in counts.attempts.items()
+                for outcome, number in self._recorder.outcomes.items()
             },
             **{
                 f"proxy_fallbacks_total{{to_paid={str(paid).lower()}}}": number
                 for paid, number in counts.fallbacks.items()
             },
             "proxy_refused_total": counts.refused,
-            "proxy_unrecorded_total": counts.unrecorded,
-            "proxy_in_flight": self._inflight.taken,
+            "proxy_unrecorded_total": self._recorder.unrecorded,
+            "proxy_in_flight": self._recorder.on_their_way,
         }

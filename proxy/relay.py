@@ -1,7 +1,7 @@
 """An answer on its way to the caller: bytes as they came, read in passing for what they tell of usage.
 
-The end of an answer is held back until the record of the call is on disk (`seal`): who has read the whole
-answer can rely on its being in the book. Everything before it goes out at once.
+The end of an answer is held back until the record of the call is safe (`seal`): who has read the whole answer
+can rely on its being in the book. Everything before it goes out at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from proxy.wire import WireFormat
 
 __all__ = ["Client", "ErrorAnswer", "Passage", "inflated", "relay_refusal"]
 
-Seal = Callable[[], Awaitable[None]]
+Seal = Callable[[], None]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 LINGER_S: Final = 1.0
@@ -171,12 +171,12 @@ class Passage:
         self._changed: _Change = self._translator or untouched
 
     async def stream(self) -> None:
-        """Relay events as they come; the last is held back until the record is on disk."""
+        """Relay events as they come; the last is held back until the record is safe."""
         try:
             held = await self._events()
         finally:
             self._attempt.told = self._tap.told()
-        await self._seal()
+        self._seal()
         await self._client.end(held + self._changed.finish())
 
     async def _events(self) -> bytes:
@@ -219,7 +219,7 @@ class Passage:
                 raise ErrorAnswer(told.error_body, body)
         if self._translator is not None:
             body = self._translated(plain)
-        await self._seal()
+        self._seal()
         length = (b"content-length", str(len(body)).encode())
         await self._client.start(self._answer.status, [*self._head(), length])
         await self._client.end(body)

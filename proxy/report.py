@@ -10,7 +10,6 @@ import time
 from fnmatch import fnmatchcase
 from typing import Final
 
-from catalog.provider_facts import Provider
 from ingest.call_report import CallSpan, Value, encode
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome
 from proxy.wire import WireFormat
@@ -34,7 +33,7 @@ _MAX_HEADERS: Final = 1000
 _MAX_TEXT: Final = 200
 
 
-def record_of(exchange: Exchange, attempt: Attempt, provider: Provider | None) -> bytes:
+def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
     """The attempt as it stands now, encoded for the journal."""
     operation = _OPERATIONS.get(exchange.wire_format, "chat")
     failed = attempt.status is not None and attempt.status >= 400
@@ -53,7 +52,7 @@ def record_of(exchange: Exchange, attempt: Attempt, provider: Provider | None) -
                 **_target(exchange, attempt),
                 **_answer(attempt),
                 **_usage(attempt),
-                **_headers(attempt, provider),
+                **_headers(attempt),
             },
         )
     )
@@ -146,10 +145,9 @@ def _usage(attempt: Attempt) -> dict[str, Value | None]:
     return {} if told is None else {key: getattr(told, name) for name, key in _USAGE.items()}
 
 
-def _headers(attempt: Attempt, provider: Provider | None) -> dict[str, Value | None]:
+def _headers(attempt: Attempt) -> dict[str, Value | None]:
     """What the answer's headers tell of plan windows, limits and access, as `name=value;name=value`."""
-    if provider is None:
-        return {}
+    provider = attempt.target.facts
     patterns = [*provider.quota_headers, *(m.header for m in provider.markers if m.side == "response")]
     told, size = [], 0
     for name, value in attempt.headers.items():

@@ -471,20 +471,22 @@ def test_counting_tokens_is_no_call(place: Place) -> None:
     assert len(place.calls()) == before
 
 
-def test_calls_that_a_kill_cut_off_are_in_the_book_as_unknown(place: Place) -> None:
+def test_after_a_kill_calls_cut_off_are_unknown_and_calls_answered_are_whole(place: Place) -> None:
     stream = place.anthropic().messages.create(
         model="claude-opus-4-5", max_tokens=9, stream=True, **said("slowly")
     )
     next(iter(stream))
     before = len(place.calls())
+    answered = place.openai().chat.completions.create(model="gpt-5", **said())
     place.house.kill()
     with pytest.raises((anthropic.APIError, Exception)):
         list(stream)
     place.house.restart()
     place.house.wait_ready()
     calls = place.calls()
-    assert len(calls) == before + 1
-    assert calls[-1]["cost_status"] == "usage_unknown"
+    assert len(calls) == before + 2
+    assert {call["cost_status"] for call in calls[-2:]} == {"usage_unknown", "priced"}
+    assert [call["output_tokens"] for call in calls if call["response_id"] == answered.id] == [5]
 
 
 def test_a_stop_lets_answers_come_to_their_end(place: Place) -> None:

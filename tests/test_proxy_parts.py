@@ -30,7 +30,7 @@ from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import CredentialKind, Exchange
 from proxy.failure import FailureKind, failure
 from proxy.health import Health
-from proxy.inflight import InFlight, TooManyInFlight
+from proxy.inflight import PAGE_BYTES, InFlight, TooManyInFlight
 from proxy.outgoing import outgoing
 from proxy.plan import Planner
 from proxy.refusal import Refused
@@ -123,21 +123,28 @@ def test_a_key_from_the_environment_is_not_stored(tmp_path: Path, monkeypatch: p
 
 async def test_what_was_on_its_way_is_found_again_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "proxy" / "in-flight"
-    first = InFlight(path, slots=3)
-    slots = [first.put(body) for body in (b"one", b"two" * 1000, b"three")]
+    first = InFlight(path, slots=5)
+    slots = [first.put(body) for body in (b"one", b"two" * 1000, b"three", b"four", b"five")]
     with pytest.raises(TooManyInFlight):
-        first.put(b"four")
+        first.put(b"six")
+    first.keep(slots[1], b"two, and what came of it")
     first.clear(slots[1])
     first.keep(slots[0], b"one, and what came of it")
-    assert first.taken == 2
-    torn = slots[2] * 4096 + 10
+    first.keep(slots[3], b"four, and what came of it")
+    assert first.taken == 4
+    _tear(path, page=2 * slots[2])
+    _tear(path, page=2 * slots[3] + 1)
+    second = InFlight(path, slots=5)
+    left = {slots[0]: b"one, and what came of it", slots[3]: b"four", slots[4]: b"five"}
+    assert second.interrupted == left, "a torn record is none"
+    assert not {second.put(b"new"), second.put(b"new")} & left.keys()
+
+
+def _tear(path: Path, *, page: int) -> None:
+    """As if the machine had failed in the middle of writing a page."""
     with path.open("r+b") as file:
-        file.seek(torn)
+        file.seek(page * PAGE_BYTES + 10)
         file.write(b"X")
-    second = InFlight(path, slots=3)
-    assert list(second.interrupted.values()) == [b"one, and what came of it"], "a torn record is none"
-    kept = next(iter(second.interrupted))
-    assert kept not in {second.put(b"new"), second.put(b"new")}
 
 
 # --- edits ---

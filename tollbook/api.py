@@ -213,7 +213,8 @@ def _add_budgets(app: FastAPI, house: House) -> None:
 def _add_operations(app: FastAPI, house: House) -> None:
     @app.get("/healthz", responses=_json(Health), response_class=Response, tags=["operations"])
     async def healthz() -> Response:
-        """Whether it answers, and how far every part has come."""
+        """Whether it answers, and how far every part has come, counting calls whose answers have ended."""
+        await house.proxy.recorded()
         return _table(orjson.dumps({"status": "ok" if house.ready else "degraded", **_offsets(house)}))
 
     @app.get("/readyz", responses=_json(Readiness), response_class=Response, tags=["operations"])
