@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +101,7 @@ class House:
             try:
                 self.get("/readyz")
                 return
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:
                 time.sleep(0.05)
         raise AssertionError(f"not ready after {timeout_s} s:\n{self.log()[-4000:]}")
 
@@ -114,7 +113,7 @@ class House:
         while time.monotonic() < deadline:
             try:
                 health = self.get("/healthz")
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:
                 time.sleep(0.05)
                 continue
             goal = health["acknowledged"] if goal is None else goal

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -33,17 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from ingest.journal import Kind
 from tests.ingest_server import Receivers, receivers
-
-JS = Path(__file__).parent / "js"
-OFFLINE = (
-    "ENOTFOUND",
-    "EAI_AGAIN",
-    "ECONNREFUSED",
-    "ECONNRESET",
-    "ENETUNREACH",
-    "ETIMEDOUT",
-    "ERR_SOCKET_TIMEOUT",
-)
+from tests.node import JS, installed
 
 
 @pytest.fixture
@@ -129,23 +117,8 @@ async def test_the_python_exporters_deliver(server: Receivers, protocol: str, co
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The JavaScript exporters, installed once into a cache folder that outlives the test run."""
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node and npm are not here")
-    package = (JS / "package.json").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "tollbook-tests" / f"js-{hashlib.sha256(package).hexdigest()[:12]}"
-    if not (folder / "installed").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_bytes(package)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300, check=False)
-        errors = done.stderr.decode()
-        if done.returncode and any(code in errors for code in OFFLINE):
-            pytest.skip("npm cannot reach its registry")
-        assert not done.returncode, errors
-        (folder / "installed").touch()
-    return folder
+    """The JavaScript exporters."""
+    return installed("exporters")
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -154,7 +127,7 @@ async def test_the_javascript_exporters_deliver(
     server: Receivers, node_modules: Path, exporter: str, compression: str
 ) -> None:
     script = node_modules / "send.cjs"
-    await asyncio.to_thread(shutil.copy, JS / "send.cjs", script)
+    await asyncio.to_thread(shutil.copy, JS / "exporters" / "send.cjs", script)
     endpoint = f"http://{server.grpc}" if exporter == "grpc" else f"{server.http}/v1/traces"
     process = await asyncio.create_subprocess_exec(
         "node", str(script), exporter, endpoint, compression, stdout=subprocess.PIPE, cwd=node_modules

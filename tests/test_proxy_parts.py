@@ -418,9 +418,10 @@ def test_what_cannot_be_decided_is_refused(
 async def _asked(url: str, script: str, *, local: bool = True, **timeouts: Any) -> bytes:
     upstream = Upstream(Timeouts(**timeouts), max_connections=2)
     body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": script}]}
+    headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer sk-proj-mine")]
     try:
         answer = await upstream.send(
-            *("POST", f"{url}/openai/chat/completions", [(b"content-type", b"application/json")]),
+            *("POST", f"{url}/openai/chat/completions", headers),
             json.dumps(body).encode(),
             local=local,
         )
