@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from catalog.errors import EndpointError
 from proxy.allowance import Allowance
+from proxy.client import Client
+from proxy.connection import Answer, TooSlow, Unreachable, UpstreamError
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome, Target
 from proxy.failure import Failure, FailureKind, classify, failure
 from proxy.health import Health
@@ -25,9 +27,9 @@ from proxy.outgoing import Outgoing, outgoing
 from proxy.plan import PAID, Plan, Planner
 from proxy.recorder import Recorder
 from proxy.refusal import Refused
-from proxy.relay import Client, ErrorAnswer, Passage, inflated, relay_refusal
+from proxy.relay import ErrorAnswer, Passage, inflated, relay_refusal
 from proxy.translate import CannotCarry
-from proxy.upstream import Answer, TooSlow, Unreachable, Upstream, UpstreamError
+from proxy.upstream import Upstream
 
 __all__ = ["Carrier", "Counts"]
 

@@ -12,9 +12,9 @@ from catalog.endpoints import Endpoint
 from catalog.provider_facts import Provider
 from ingest.call_report import new_span_id, new_trace_id
 from proxy.caller import Caller, Headers
+from proxy.connection import Answer
 from proxy.failure import Failure
 from proxy.secret import Secret
-from proxy.upstream import Answer
 from proxy.usage import Told
 from proxy.wire import Operation, Said, WireFormat
 

@@ -18,11 +18,12 @@ import orjson
 from catalog.endpoints import Endpoint
 from proxy.caller import Caller, Headers
 from proxy.choice import Chooser
+from proxy.connection import UpstreamError
 from proxy.json_values import loads
 from proxy.relay import inflated
 from proxy.routes import RouteTable, aliases
 from proxy.secret import Secret
-from proxy.upstream import Upstream, UpstreamError
+from proxy.upstream import Upstream
 from proxy.vault import Vault, VaultError
 
 __all__ = ["ModelLists"]

@@ -17,6 +17,7 @@ from proxy.caller import Caller, Headers
 from proxy.carrier import Carrier
 from proxy.catalogue import Catalogue
 from proxy.choice import Chooser
+from proxy.connection import Timeouts
 from proxy.doors import DoorSettings
 from proxy.explain import ExplainRequest, explain
 from proxy.failure import FailureKind
@@ -27,7 +28,7 @@ from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.route_files import RouteFiles
 from proxy.routes import Route
-from proxy.upstream import Timeouts, Upstream
+from proxy.upstream import Upstream
 from proxy.vault import Vault
 
 __all__ = ["Limits", "Proxy"]
@@ -63,7 +64,7 @@ class Proxy:
         self.routes = RouteFiles(data_dir)
         inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
         self._recorder = Recorder(journal, inflight)
-        upstream = Upstream(limits.timeouts, max_connections=limits.max_in_flight_calls)
+        upstream = Upstream(limits.timeouts)
         self._lists = ModelLists(upstream, self.vault)
         self.carrier = Carrier(
             self.planner,

@@ -10,25 +10,23 @@ import asyncio
 import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import orjson
 
+from proxy.client import Client
+from proxy.connection import Answer, Broken, UpstreamError
 from proxy.exchange import Attempt, Exchange
-from proxy.failure import Failure, render, render_event
 from proxy.json_values import dumps, exact, loads
 from proxy.outgoing import Outgoing
 from proxy.translate import AnswerTranslator, answer_translator
-from proxy.upstream import Answer, Broken, UpstreamError
 from proxy.usage import UsageTap
-from proxy.wire import WireFormat
 
-__all__ = ["Client", "ErrorAnswer", "Passage", "inflated", "relay_refusal"]
+__all__ = ["ErrorAnswer", "Passage", "inflated", "relay_refusal"]
 
 Seal = Callable[[], None]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 LINGER_S: Final = 1.0
 """How long a stream may stay open after its last event."""
@@ -42,6 +40,7 @@ _NOT_RELAYED: Final = frozenset(
         b"transfer-encoding",
         b"upgrade",
         b"content-length",
+        b"date",
     }
 )
 _NO_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -54,42 +53,6 @@ class ErrorAnswer(Exception):
     def __init__(self, body: bytes, raw: bytes) -> None:
         super().__init__("an error in the place of an answer")
         self.body, self.raw = body, raw
-
-
-class Client:
-    """The caller's side of one exchange. `extra` are headers of ours on every answer."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-        self.extra: list[tuple[bytes, bytes]] = []
-
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the head of the answer."""
-        self.started = True
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, *self.extra]}
-        )
-
-    async def write(self, chunk: bytes) -> None:
-        """Send a part of the body."""
-        if chunk:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def end(self, chunk: bytes = b"") -> None:
-        """Send the last part."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
-
-    async def fail(self, failure: Failure, wire_format: WireFormat) -> None:
-        """Answer with an error in the caller's dialect; as an event, where a stream has begun."""
-        if self.started:
-            await self.end(render_event(failure, wire_format))
-            return
-        status, headers, body = render(failure, wire_format)
-        told = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        told = [(name, value) for name, value in told if name != b"content-length"]
-        await self.start(status, [*told, (b"content-length", str(len(body)).encode())])
-        await self.end(body)
 
 
 class _Change(Protocol):
@@ -220,9 +183,7 @@ class Passage:
         if self._translator is not None:
             body = self._translated(plain)
         self._seal()
-        length = (b"content-length", str(len(body)).encode())
-        await self._client.start(self._answer.status, [*self._head(), length])
-        await self._client.end(body)
+        await self._client.whole(self._answer.status, self._head(), body)
 
     def _translated(self, plain: bytes | None) -> bytes:
         document = exact(loads(plain), plain) if plain is not None else None
@@ -242,8 +203,7 @@ class Passage:
 
 async def relay_refusal(answer: Answer, body: bytes, client: Client) -> None:
     """The provider's own words, as they came."""
-    await client.start(answer.status, [*_kept(answer), (b"content-length", str(len(body)).encode())])
-    await client.end(body)
+    await client.whole(answer.status, _kept(answer), body)
 
 
 def inflated(body: bytes, answer: Answer) -> bytes | None:

@@ -1,206 +1,159 @@
-"""The way to a provider and back: one connection pool, bytes as they are, and a limit on every wait.
+"""The way to providers: connections that are kept for the next call, and nobody reached who must not be.
 
-Nothing is decompressed, redirected, cached or added here. A call to an endpoint that was not declared local
-never reaches an address of this network, whatever its name resolves to at that moment.
+A call to an endpoint that was not declared local never reaches an address of this network, whatever its name
+resolves to at that moment: names are resolved here, and connections made to the very addresses that passed.
+Nothing is redirected, cached or taken from the environment. Requests are written as they are handed in;
+whatever would be no header is refused.
 
-Errors: `Unreachable` (nothing was sent: safe to try elsewhere), `TooSlow`, `Broken`.
+Errors: `Unreachable` (nothing was sent: safe to try elsewhere), and those of `connection`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+import ssl
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from multidict import CIMultiDict
-from yarl import URL
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from proxy.caller import Headers
+from proxy.connection import Answer, Connection, Timeouts, Unreachable
 from proxy.url_safety import is_metadata, is_public
 
-__all__ = ["Broken", "Timeouts", "TooSlow", "Unreachable", "Upstream", "UpstreamError"]
+__all__ = ["Upstream"]
 
-_OURS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-
-
-class UpstreamError(Exception):
-    """The provider gave no whole answer. The message is for the caller and names no internal address."""
-
-
-class Unreachable(UpstreamError):
-    """No connection: the provider has seen nothing of the call."""
+KEPT_S: Final = 15.0
+"""How long a connection without a call is kept, about: providers close theirs after some while."""
+RESOLVED_S: Final = 30.0
+NEXT_ADDRESS_S: Final = 0.25
+_HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)+\r\n")
 
 
-class TooSlow(UpstreamError):
-    """The provider took longer than it may."""
+class Origin(NamedTuple):
+    """Who is spoken to; `local`: it may lie in this network."""
 
-
-class Broken(UpstreamError):
-    """The connection ended before the answer did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds for: a connection, the answer's first byte, silence within it, all of it."""
-
-    connect_s: float = 10.0
-    first_byte_s: float = 600.0
-    idle_s: float = 300.0
-    total_s: float = 3600.0
-
-
-class _SafeResolver(AbstractResolver):
-    """Resolves names to addresses that may be called; `local`: also to those of this network."""
-
-    def __init__(self, *, local: bool) -> None:
-        self._inner = aiohttp.ThreadedResolver()
-        self._local = local
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        addresses = [ip_address(each["host"].partition("%")[0]) for each in found]
-        if any(is_metadata(each) or not (self._local or is_public(each)) for each in addresses):
-            raise OSError(None, "the provider's name leads into this network")
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
+    secure: bool
+    host: str
+    port: int
+    local: bool
 
 
 class Upstream:
     """Connections to providers. Belongs to the event loop that first uses it."""
 
-    def __init__(self, timeouts: Timeouts, *, max_connections: int) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._limit = max_connections
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._resolved: dict[Origin, tuple[float, Sequence[AddrInfoType]]] = {}
+        self._tls: ssl.SSLContext | None = None
 
     async def send(self, method: str, url: str, headers: Headers, body: bytes, *, local: bool) -> Answer:
         """Send a request; its answer, of which the head has come. Raises UpstreamError."""
-        timeouts = self._timeouts
-        deadline = asyncio.timeout(timeouts.first_byte_s)
-        try:
-            async with deadline:
-                response = await self._session(local).request(
-                    method,
-                    URL(url, encoded=True),
-                    data=body or None,
-                    headers=CIMultiDict(
-                        (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
-                    ),
-                    allow_redirects=False,
-                    skip_auto_headers=_OURS,
-                )
-        except aiohttp.ConnectionTimeoutError:
-            raise Unreachable("the provider could not be reached in time") from None
-        except aiohttp.ClientConnectorError as error:
-            raise Unreachable(_sentence(error)) from None
-        except TimeoutError:
-            raise TooSlow(f"the provider did not answer within {timeouts.first_byte_s:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError):
-            raise Broken("the connection to the provider ended before it answered") from None
-        return Answer(response, timeouts)
+        origin, host, target = _place(url, local)
+        lines = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode()]
+        lines += [b"%s: %s\r\n" % header for header in headers]
+        lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        head = b"".join(lines)
+        if _HEAD.fullmatch(head) is None:
+            raise Unreachable("a header or the URL of the call cannot be sent as it is")
+        connection = self._kept(origin) or await self._connected(origin)
+        return await connection.ask(head + body)
 
-    def _session(self, local: bool) -> aiohttp.ClientSession:
-        session = self._sessions.get(local)
-        if session is None:
-            connector = aiohttp.TCPConnector(
-                limit=self._limit, resolver=_SafeResolver(local=local), ttl_dns_cache=30
-            )
-            session = self._sessions[local] = aiohttp.ClientSession(
-                connector=connector,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
-                trust_env=False,
-                read_bufsize=1 << 17,
-            )
-        return session
+    def _kept(self, origin: Origin) -> Connection | None:
+        """A connection that the last call left and that is still good."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                return connection
+        return None
+
+    def _keep(self, origin: Origin, connection: Connection) -> None:
+        self._idle.setdefault(origin, deque()).append(connection)
+        if self._sweeping is None:
+            self._sweeping = connection.loop.call_later(KEPT_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what has not been needed for a while; the oldest come first."""
+        loop = asyncio.get_running_loop()
+        for origin, idle in list(self._idle.items()):
+            while idle and (not idle[0].is_open or idle[0].idle_since_s <= loop.time() - KEPT_S):
+                idle.popleft().transport.abort()
+            if not idle:
+                del self._idle[origin]
+        self._sweeping = loop.call_later(KEPT_S / 2, self._sweep) if self._idle else None
+
+    async def _connected(self, origin: Origin) -> Connection:
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                return await self._connect(origin)
+        except TimeoutError:
+            raise Unreachable("the provider could not be reached in time") from None
+        except ssl.SSLError:
+            raise Unreachable("the provider's certificate was not accepted") from None
+        except socket.gaierror:
+            raise Unreachable("the provider's name could not be resolved") from None
+        except OSError:
+            raise Unreachable("the provider could not be reached") from None
+
+    async def _connect(self, origin: Origin) -> Connection:
+        addresses = await self._addresses(origin)
+        reached = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S)
+        keep = partial(self._keep, origin)
+        _, made = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(self._timeouts, keep),
+            sock=reached,
+            ssl=self._context() if origin.secure else None,
+            server_hostname=origin.host if origin.secure else None,
+        )
+        return made
+
+    async def _addresses(self, origin: Origin) -> Sequence[AddrInfoType]:
+        """Where a name leads now, every address checked. Raises Unreachable and gaierror."""
+        loop = asyncio.get_running_loop()
+        until, known = self._resolved.get(origin, (0.0, []))
+        if loop.time() < until:
+            return known
+        found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+        if any(is_metadata(each) or not (origin.local or is_public(each)) for each in addresses):
+            raise Unreachable("the provider's name leads into this network")
+        self._resolved[origin] = (loop.time() + RESOLVED_S, found)
+        return found
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
 
     async def close(self) -> None:
-        """Close every connection."""
-        for session in self._sessions.values():
-            await session.close()
+        """Close the connections that no call is on."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.transport.abort()
+        self._idle.clear()
+        await asyncio.sleep(0)  # lets them go
 
 
-def _sentence(error: aiohttp.ClientConnectorError) -> str:
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "the provider's certificate was not accepted"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "the provider's name could not be resolved"
-    return "the provider could not be reached"
-
-
-class Answer:
-    """A provider's answer as it comes. `close` it in any case: what was not read to its end is cut off.
-
-    One timer watches over silence and length: bytes come by the thousand, and each costs only a look at the
-    clock.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts) -> None:
-        self._response = response
-        self._content = response.content
-        self._timeouts = timeouts
-        self._loop = asyncio.get_running_loop()
-        self._ends_s = self._loop.time() + timeouts.total_s
-        self._heard_s = self._loop.time()
-        self._too_slow = False
-        self._timer = self._loop.call_at(self._due_s(), self._look)
-        self.status = response.status
-        self.raw_headers: Sequence[tuple[bytes, bytes]] = response.raw_headers
-        self.headers: dict[str, str] = {name.lower(): value for name, value in response.headers.items()}
-
-    @property
-    def streams(self) -> bool:
-        """Whether it is a stream of events, to be relayed as it comes."""
-        kind = self.headers.get("content-type", "")
-        return kind.startswith(("text/event-stream", "application/x-ndjson"))
-
-    async def next(self) -> bytes:
-        """The next bytes; empty at the end. Raises UpstreamError."""
-        try:
-            chunk = await self._content.readany()
-        except (aiohttp.ClientError, OSError, ValueError):
-            if self._too_slow:
-                raise TooSlow("the provider fell silent in the middle of its answer") from None
-            raise Broken("the connection to the provider ended in the middle of its answer") from None
-        self._heard_s = self._loop.time()
-        return chunk
-
-    def _due_s(self) -> float:
-        return min(self._heard_s + self._timeouts.idle_s, self._ends_s)
-
-    def _look(self) -> None:
-        """Cut an answer off that has been silent, or has gone on, for too long."""
-        if self._loop.time() >= self._due_s():
-            self._too_slow = True
-            self._response.close()
-        else:
-            self._timer = self._loop.call_at(self._due_s(), self._look)
-
-    async def whole(self, limit_bytes: int) -> bytes:
-        """All of it. Raises UpstreamError."""
-        parts: list[bytes] = []
-        size = 0
-        while part := await self.next():
-            parts.append(part)
-            size += len(part)
-            if size > limit_bytes:
-                raise Broken("the provider's answer is larger than answers may be")
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """Give the connection back if all was read, else cut it."""
-        self._timer.cancel()
-        if self._content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+@lru_cache(maxsize=1024)
+def _place(url: str, local: bool) -> tuple[Origin, str, str]:
+    """Who a URL leads to, how that is written in a request, and what is asked for there."""
+    told = urlsplit(url)
+    if told.scheme not in ("http", "https") or not told.hostname:
+        raise Unreachable("the URL of the call is none")
+    secure = told.scheme == "https"
+    port = told.port or (443 if secure else 80)
+    target = (told.path or "/") + (f"?{told.query}" if told.query else "")
+    host = told.netloc.rpartition("@")[2]
+    return Origin(secure, told.hostname, port, local), host, target

@@ -25,6 +25,7 @@ from ingest.call_report import CallSpan, encode
 from proxy.caller import read_caller
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
 from proxy.choice import Chooser
+from proxy.connection import Broken, Timeouts, TooSlow, Unreachable
 from proxy.doors import Door, DoorSettings
 from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import CredentialKind, Exchange
@@ -37,7 +38,7 @@ from proxy.refusal import Refused
 from proxy.route_files import RouteFiles, RoutesFileError
 from proxy.routes import Route, RouteTable
 from proxy.secret import Secret
-from proxy.upstream import Broken, Timeouts, TooSlow, Unreachable, Upstream
+from proxy.upstream import Upstream
 from proxy.vault import Entry, Vault, VaultError
 from proxy.wire import WireFormat, operation_of, said
 from tests.model_server import model_server
@@ -416,7 +417,7 @@ def test_what_cannot_be_decided_is_refused(
 
 
 async def _asked(url: str, script: str, *, local: bool = True, **timeouts: Any) -> bytes:
-    upstream = Upstream(Timeouts(**timeouts), max_connections=2)
+    upstream = Upstream(Timeouts(**timeouts))
     body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": script}]}
     headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer sk-proj-mine")]
     try:

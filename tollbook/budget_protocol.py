@@ -19,11 +19,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from tollbook.api_reservations import CHECK_PATH, MAX_CHECK_BYTES, RESERVATIONS_PATH, Answer, begin
 from tollbook.guard import SECURITY_HEADERS, Guard
 from tollbook.house import House
-from tollbook.problems import Problem
+from tollbook.plain_head import MAX_HEAD_BYTES, Headers, plain_head
 
-__all__ = ["budget_protocol"]
+__all__ = ["BudgetProtocol", "budget_protocol"]
 
-MAX_HEAD_BYTES: Final = 16 << 10
 MAX_EARLY_BYTES: Final = 256 << 10
 """Of requests sent ahead of an answer so much is kept; then the client has to wait."""
 REMEMBERED_HEADS: Final = 1024
@@ -34,14 +33,10 @@ _REQUEST: Final = re.compile(
     rb"POST (%s|%s(?:res_[0-9a-f]{32}/)?(?:settle|release)) HTTP/1\.1\r\n"
     % (re.escape(CHECK_PATH.encode()), re.escape(RESERVATIONS_PATH.encode()))
 )
-_HEADERS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*(?:\r\n|$))+")
-_UNUSUAL: Final = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"origin"))
 _SECURITY: Final = b"".join(b"%s: %s\r\n" % header for header in SECURITY_HEADERS)
 
-Header = tuple[bytes, bytes]
 
-
-class _BudgetProtocol(HttpToolsProtocol):
+class BudgetProtocol(HttpToolsProtocol):
     """One connection. `_early` has arrived and is not answered yet, `_answering` is being answered."""
 
     house: ClassVar[House]
@@ -53,7 +48,7 @@ class _BudgetProtocol(HttpToolsProtocol):
     _inside = False
     _leaving = False
     _replied_at = 0.0
-    _defaults: tuple[list[Header], bytes] = ([], b"")
+    _defaults: tuple[Headers, bytes] = ([], b"")
 
     def data_received(self, data: bytes) -> None:
         """Answer what is plain, and pass the rest on."""
@@ -84,6 +79,11 @@ class _BudgetProtocol(HttpToolsProtocol):
             data = data[whole:]
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something is in the middle of being read or answered."""
+        return self._answering is not None or self.flow.write_paused or self._is_uvicorn_busy
+
+    @property
     def _is_uvicorn_busy(self) -> bool:
         """Whether uvicorn is in the middle of a request of this connection."""
         return self._inside or not (self.cycle is None or self.cycle.response_complete)
@@ -106,7 +106,8 @@ class _BudgetProtocol(HttpToolsProtocol):
         try:
             return self.lengths[head]
         except KeyError:
-            length = _read_head(head, self.guard, scheme=self.scheme or "http")
+            told = plain_head(head, self.guard, path=CHECK_PATH, scheme=self.scheme or "http")
+            length = told[1] if told is not None and told[1] <= MAX_CHECK_BYTES else None
         if len(head) <= REMEMBERED_HEAD_BYTES:
             if len(self.lengths) >= REMEMBERED_HEADS:
                 self.lengths.clear()
@@ -150,21 +151,25 @@ class _BudgetProtocol(HttpToolsProtocol):
         length = b"content-length: %d\r\n" % len(answer.body)
         closing = b"connection: close\r\n\r\n" if self._leaving else b"\r\n"
         start = STATUS_LINE[answer.status]
-        parts = (start, self._default_headers(), told, length, _SECURITY, closing, answer.body)
+        parts = (start, self.default_headers(), told, length, _SECURITY, closing, answer.body)
         self.transport.write(b"".join(parts))
+        self.replied(closing=False)
+
+    def replied(self, *, closing: bool) -> None:
+        """An answer has gone out: wait for the next request, or close."""
         self._replied_at = self.loop.time()
-        if self._leaving:
+        if closing or self._leaving:
             self.transport.close()
         elif self.timeout_keep_alive_task is None:
             self._wait(self.timeout_keep_alive)
 
-    def _default_headers(self) -> bytes:
+    def default_headers(self) -> bytes:
         """What uvicorn adds to every answer (the date), written out once a second for all connections."""
         headers = self.server_state.default_headers
-        known, written = _BudgetProtocol._defaults
+        known, written = BudgetProtocol._defaults
         if known is not headers:
             written = b"".join(b"%s: %s\r\n" % header for header in headers)
-            _BudgetProtocol._defaults = headers, written
+            BudgetProtocol._defaults = headers, written
         return written
 
     # --- the connection, as uvicorn sees it ---
@@ -204,24 +209,6 @@ class _BudgetProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
 
-def budget_protocol(house: House, guard: Guard) -> type[HttpToolsProtocol]:
+def budget_protocol(house: House, guard: Guard) -> type[BudgetProtocol]:
     """The protocol of one server, for `uvicorn.Config(http=...)`."""
-    return type("BudgetProtocol", (_BudgetProtocol,), {"house": house, "guard": guard, "lengths": {}})
-
-
-def _read_head(head: bytes, guard: Guard, *, scheme: str) -> int | None:
-    """The length of the body; None where the headers are not plain, or the guard would refuse them."""
-    if _HEADERS.fullmatch(head) is None:
-        return None
-    split = [line.partition(b":") for line in head.split(b"\r\n")]
-    headers = [(name.lower(), value.strip(b" \t")) for name, _, value in split]
-    told = dict(headers)
-    length = told.get(b"content-length", b"")
-    plain = len(told) == len(headers) and not _UNUSUAL & told.keys() and length.isdigit()
-    if not plain or told.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-        return None
-    try:
-        guard.check({"headers": headers, "method": "POST", "path": CHECK_PATH, "scheme": scheme})
-    except Problem:
-        return None
-    return int(length) if int(length) <= MAX_CHECK_BYTES else None
+    return type("BudgetProtocol", (BudgetProtocol,), {"house": house, "guard": guard, "lengths": {}})

@@ -27,9 +27,9 @@ from catalog.quote import Quotes
 from ingest.intake import Intake
 from ingest.journal import Journal
 from ingest.limits import Limits
+from proxy.connection import Timeouts
 from proxy.proxy import Limits as ProxyLimits
 from proxy.proxy import Proxy
-from proxy.upstream import Timeouts
 from tollbook.channel import Message
 from tollbook.control_log import ControlLog
 from tollbook.ledger_link import LedgerGone, LedgerLink

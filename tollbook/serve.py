@@ -29,6 +29,7 @@ from proxy.route_files import RoutesFileError
 from tollbook.api import create_app
 from tollbook.api_reservations import BudgetCheck, is_budget_path
 from tollbook.budget_protocol import budget_protocol
+from tollbook.call_protocol import call_protocol
 from tollbook.errors import TollbookError
 from tollbook.front import Front
 from tollbook.guard import Guard
@@ -172,7 +173,7 @@ def _http_server(front: Front) -> uvicorn.Server:
     guarded = Guard(Routes(front), allowed_hosts=front.settings.server.allowed_hosts)
     config = uvicorn.Config(
         guarded,
-        http=budget_protocol(front, guarded),
+        http=call_protocol(budget_protocol(front, guarded), front.proxy.http),
         loop="uvloop",
         lifespan="off",
         access_log=False,

@@ -1,0 +1,148 @@
+"""Live calls answered where their bytes arrive, as budget requests are: uvicorn with a short way in front.
+
+An agent waits for every one of these, and for a stream each event would otherwise be a message through three
+layers. Here a plain request is read from the connection and the answer's bytes are written to it as they
+come. Whatever is not plain goes to uvicorn and the same code as an ASGI application; nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from proxy.app import ProxyHttp
+from proxy.caller import Headers
+from proxy.client import Client
+from proxy.wire import Operation, operation_of
+from tollbook.budget_protocol import BudgetProtocol
+from tollbook.guard import SECURITY_HEADERS
+from tollbook.plain_head import MAX_HEAD_BYTES, plain_head
+
+__all__ = ["call_protocol"]
+
+_REQUEST: Final = re.compile(rb"POST (/v1[!-$&->@-~]*)(?:\?([!-~]*))? HTTP/1\.1\r\n")
+"""A path without escapes, so that it means what it says."""
+_SECURITY: Final = b"".join(b"%s: %s\r\n" % header for header in SECURITY_HEADERS)
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A call of whose body `missing` bytes have not arrived."""
+
+    operation: Operation
+    path: str
+    query: bytes
+    headers: Headers
+    missing: int
+    parts: list[bytes] = field(default_factory=list)
+
+    def take(self, data: bytes) -> bytes:
+        """Take what belongs to the body; the rest."""
+        part = data if len(data) <= self.missing else data[: self.missing]
+        self.parts.append(part)
+        self.missing -= len(part)
+        return data[len(part) :]
+
+
+class _Caller(Client):
+    """Who waits at the other end of a connection. The head goes out with the first bytes of the body."""
+
+    def __init__(self, protocol: CallProtocol) -> None:
+        super().__init__()
+        self.ended = False
+        self._protocol = protocol
+        self._waiting = b""
+        self._in_chunks = False
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self._in_chunks = all(name != b"content-length" for name, _ in headers)
+        told = b"".join([b"%s: %s\r\n" % header for header in headers])
+        framed = b"transfer-encoding: chunked\r\n" if self._in_chunks else b""
+        start = (STATUS_LINE[status], self._protocol.default_headers(), told, framed, _SECURITY, b"\r\n")
+        self._waiting = b"".join(start)
+
+    async def write(self, chunk: bytes) -> None:
+        """Send a part of the body."""
+        await self._send(self._framed(chunk) if chunk else b"")
+
+    async def end(self, chunk: bytes = b"") -> None:
+        """Send the last part."""
+        self.ended = True
+        await self._send((self._framed(chunk) if chunk else b"") + (b"0\r\n\r\n" if self._in_chunks else b""))
+
+    def _framed(self, chunk: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._in_chunks else chunk
+
+    async def _send(self, data: bytes) -> None:
+        data, self._waiting = self._waiting + data, b""
+        protocol = self._protocol
+        if data and not protocol.transport.is_closing():
+            protocol.transport.write(data)
+            if protocol.flow.write_paused:
+                await protocol.flow.drain()
+
+
+class CallProtocol(BudgetProtocol):
+    """One connection. `_incoming` is a call whose body is still arriving, `_caller` who is being answered."""
+
+    calls: ClassVar[ProxyHttp]
+
+    _incoming: _Incoming | None = None
+    _caller: _Caller | None = None
+
+    def _take(self, data: bytes) -> None:
+        if self._incoming is None and (found := None if self.is_busy else _REQUEST.match(data)):
+            end = data.find(b"\r\n\r\n", found.end() - 2)
+            if end < 0 and len(data) < MAX_HEAD_BYTES:
+                self._early = data
+                return
+            self._incoming = self._begun(found, data[found.end() : end]) if end > 0 else None
+            data = data[end + 4 :] if self._incoming else data
+        if (incoming := self._incoming) is None:
+            super()._take(data)
+            return
+        self._replied_at = self.loop.time()
+        self._early = incoming.take(data)
+        if not incoming.missing:
+            self._incoming = None
+            self._serve(incoming)
+
+    def _begun(self, found: re.Match[bytes], head: bytes) -> _Incoming | None:
+        """The call whose head this is; None where it is none, or not plain."""
+        path = found[1].decode("ascii")
+        operation = operation_of(path)
+        plain = operation and plain_head(head, self.guard, path=path, scheme=self.scheme or "http")
+        if not operation or not plain or plain[1] > self.calls.max_body_bytes:
+            return None
+        return _Incoming(operation, path, found[2] or b"", *plain)
+
+    def _serve(self, call: _Incoming) -> None:
+        self._caller = caller = _Caller(self)
+        body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
+        serving = self.calls.serve(call.operation, call.path, call.query, call.headers, body, caller)
+        self._answering = self.loop.create_task(serving)
+        self.tasks.add(self._answering)
+        self._answering.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None and not self.transport.is_closing():
+            self.server_state.total_requests += 1
+            self.replied(closing=not caller.ended)
+        super()._answered(task)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A caller that hangs up ends the call."""
+        if self._caller is not None and self._answering is not None:
+            self._caller.left = True
+            self._answering.cancel()
+        super().connection_lost(exc)
+
+
+def call_protocol(budgets: type[BudgetProtocol], calls: ProxyHttp) -> type[HttpToolsProtocol]:
+    """The protocol of one server that answers live calls too, for `uvicorn.Config(http=...)`."""
+    return cast(type[HttpToolsProtocol], type("ServerProtocol", (CallProtocol, budgets), {"calls": calls}))
