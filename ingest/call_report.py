@@ -68,11 +68,7 @@ def encode(span: CallSpan) -> bytes:
         _CLIENT,
         b"\x39" + _FIXED64.pack(span.start_ns),
         b"\x41" + _FIXED64.pack(span.end_ns),
-        *[
-            _field(b"\x4a", _key(name) + _field(b"\x12", _value(value)))
-            for name, value in span.attributes.items()
-            if value is not None
-        ],
+        *[_attribute(name, value) for name, value in span.attributes.items() if value is not None],
         _ERROR if span.failed else b"",
     ]
     spans = _scope() + _field(b"\x12", b"".join(parts))
@@ -84,9 +80,10 @@ def _scope() -> bytes:
     return _field(b"\x0a", _field(b"\x0a", SCOPE.encode()))
 
 
-@lru_cache(maxsize=1024)
-def _key(name: str) -> bytes:
-    return _field(b"\x0a", name.encode())
+@lru_cache(maxsize=4096, typed=True)
+def _attribute(name: str, value: Value) -> bytes:
+    """Most attributes of a call are those of the call before."""
+    return _field(b"\x4a", _field(b"\x0a", name.encode()) + _field(b"\x12", _value(value)))
 
 
 def _value(value: Value) -> bytes:

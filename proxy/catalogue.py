@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from catalog.endpoints import Endpoint, EndpointBook
 from catalog.provider_book import Book, fold_name
 from catalog.provider_facts import Provider
@@ -36,8 +38,11 @@ SIGNED = frozenset({"aws-sigv4", "google-oauth"})
 """Doors that want every request signed, or a token minted for an hour: a key does not open them."""
 
 
+_REMEMBERED = 4096
+
+
 class Catalogue:
-    """One version of the catalogue, as the proxy looks at it."""
+    """One version of the catalogue, as the proxy looks at it. What it answered it remembers."""
 
     def __init__(self, quotes: Quotes) -> None:
         self.quotes = quotes
@@ -45,8 +50,11 @@ class Catalogue:
         self.endpoints = EndpointBook(quotes.book)
         self.key_kinds = KeyKinds(quotes.book)
         self._first_hand = {each for lab in self.book.labs.values() for each in lab.providers}
+        self.provider = lru_cache(_REMEMBERED)(self._provider)
+        self.resolve = lru_cache(_REMEMBERED)(self._resolve)
+        self.doors = lru_cache(_REMEMBERED)(self._doors)
 
-    def provider(self, name: str) -> Provider | None:
+    def _provider(self, name: str) -> Provider | None:
         """A provider by id, alias or id prefix."""
         book, folded = self.book, fold_name(name)
         found = book.names.get(folded) or book.prefixes.get(folded) or book.weak_prefixes.get(folded)
@@ -65,18 +73,18 @@ class Catalogue:
             return None
         return provider
 
-    def resolve(self, model: str) -> Resolution:
+    def _resolve(self, model: str) -> Resolution:
         """Who serves a bare model name."""
         return self.quotes.resolve(Evidence(request_model=model))
 
-    def doors(self, provider: str, operation: Operation, access: str | None = None) -> list[Endpoint]:
+    def _doors(self, provider: str, operation: Operation, access: str | None = None) -> tuple[Endpoint, ...]:
         """A provider's doors that the proxy can speak through, those of the caller's own dialect first."""
         spoken = [
             endpoint
             for endpoint in self.endpoints.find(provider)
             if access in (None, endpoint.access) and _may_reach(endpoint, operation)
         ]
-        return sorted(spoken, key=lambda door: SPOKEN[door.format] is not operation.wire_format)
+        return tuple(sorted(spoken, key=lambda door: SPOKEN[door.format] is not operation.wire_format))
 
 
 def _may_reach(endpoint: Endpoint, operation: Operation) -> bool:

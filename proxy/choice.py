@@ -127,7 +127,7 @@ class Chooser:
         self,
         exchange: Exchange,
         provider: Provider,
-        doors: list[Endpoint],
+        doors: tuple[Endpoint, ...],
         *,
         access: str | None,
         account: str | None,
@@ -146,7 +146,7 @@ class Chooser:
         raise self._no_key(exchange, provider, access)
 
     def _callers(
-        self, exchange: Exchange, provider: Provider, doors: list[Endpoint], *, told: bool
+        self, exchange: Exchange, provider: Provider, doors: tuple[Endpoint, ...], *, told: bool
     ) -> _Shown | None:
         """The caller's own key, if it is one of this provider's; `told`: a route says that it is."""
         key, kinds = exchange.caller.credential, self._kinds(exchange)
@@ -217,6 +217,6 @@ def _can_serve(provider: Provider, model: str | None) -> bool:
     return model is None or not provider.serves or any(re.search(each, model) for each in provider.serves)
 
 
-def _door_for(doors: list[Endpoint], access: str | None) -> Endpoint:
+def _door_for(doors: tuple[Endpoint, ...], access: str | None) -> Endpoint:
     """The first door of that access; the preferred one where the key does not tell."""
     return next((door for door in doors if access in (None, door.access)), doors[0])

@@ -38,6 +38,11 @@ class EventReader:
         self._dropping = False
         self.dropped = 0  # events that were too large
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether everything that came so far is of whole events."""
+        return not (self._line or self._data or self._name or self._after_cr or self._first_line)
+
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes."""
         if self._after_cr and chunk:

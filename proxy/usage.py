@@ -25,19 +25,45 @@ _PARSED_WHOLE_VECTORS_BYTES: Final = 256 << 10
 _EDGE_BYTES: Final = 64 << 10
 _BOM: Final = b"\xef\xbb\xbf"
 
-# What makes an event worth parsing. In text that a model wrote these quotes are escaped.
+# What makes an event worth parsing. In text that a model wrote these quotes are escaped. Each mark is a word
+# to look for, which is fast, and the pattern that it must begin.
+_Marks = tuple[tuple[bytes, re.Pattern[bytes]], ...]
+
+
+def _marks(*patterns: bytes) -> _Marks:
+    return tuple((pattern.partition(b"\\")[0], re.compile(pattern)) for pattern in patterns)
+
+
 _USAGE: Final = rb'"usage"\s*:\s*\{'
+_ERROR: Final = rb'"error"\s*:'
 _WORTH: Final = {
-    WireFormat.OPENAI_CHAT: re.compile(_USAGE + rb'|"finish_reason"\s*:\s*"|"error"\s*:|"base_resp"'),
-    WireFormat.OPENAI_RESPONSES: re.compile(
-        _USAGE + rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|"error"\s*:\s*[{"]'
+    WireFormat.OPENAI_CHAT: _marks(_USAGE, rb'"finish_reason"\s*:\s*"', _ERROR, rb'"base_resp"'),
+    WireFormat.OPENAI_RESPONSES: _marks(
+        _USAGE, rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"', _ERROR + rb'\s*[{"]'
     ),
-    WireFormat.ANTHROPIC_MESSAGES: re.compile(
-        _USAGE + rb'|"type"\s*:\s*"(?:message_start|message_delta|message_stop|error)"|"error"\s*:'
+    WireFormat.ANTHROPIC_MESSAGES: _marks(
+        _USAGE, rb'"type"\s*:\s*"(?:message_start|message_delta|message_stop|error)"', _ERROR
     ),
-    WireFormat.OPENAI_EMBEDDINGS: re.compile(_USAGE),
-    WireFormat.GOOGLE_GENERATE: re.compile(rb'"(?:usageMetadata|finishReason|error|blockReason)"'),
+    WireFormat.OPENAI_EMBEDDINGS: _marks(_USAGE),
+    WireFormat.GOOGLE_GENERATE: _marks(
+        rb'"usageMetadata"', rb'"finishReason"', rb'"error"', rb'"blockReason"'
+    ),
 }
+_OUTSIDE: Final = ((DONE, re.compile(re.escape(DONE))), *_marks(rb"event:\s*error"))
+"""What can be worth it outside an event's data."""
+
+
+def _first(marks: _Marks, data: bytes) -> int:
+    """Where the first mark stands; the length of the data if there is none."""
+    first = len(data)
+    for word, pattern in marks:
+        at = data.find(word, 0, first)
+        if at >= 0 and (found := pattern.search(data, at)) is not None:
+            first = min(first, found.start())
+    return first
+
+
+_EVENT_END: Final = b"\n\n"
 _USAGE_OBJECT: Final = re.compile(r'"(?:usage|usageMetadata)"\s*:\s*(?=\{)')
 
 
@@ -61,8 +87,23 @@ class UsageTap:
             if self._document.is_json() is not False:
                 return
             chunk, self._document = self._document.bytes(), None
+        if self._reading.needs_identity and (end := chunk.find(_EVENT_END) + len(_EVENT_END)) > 1:
+            self._take(chunk[:end])
+            chunk = chunk[end:]
+        self._take(chunk[self._quiet_bytes(chunk) :])
+
+    def _take(self, chunk: bytes) -> None:
         for event in self._events.feed(chunk):
             self._read(event, self._reading)
+
+    def _quiet_bytes(self, chunk: bytes) -> int:
+        """How much of a chunk is whole events, of one line of data each, that cannot hold anything."""
+        if self._reading.needs_identity or not self._events.is_between_events:
+            return 0
+        first = min(_first(self._worth, chunk), _first(_OUTSIDE, chunk))
+        end = chunk.rfind(_EVENT_END, 0, first) + len(_EVENT_END)
+        one_line_each = chunk.count(b"data:", 0, end) <= chunk.count(_EVENT_END, 0, end)
+        return end if end > 1 and one_line_each else 0
 
     @property
     def ended(self) -> bool:
@@ -82,7 +123,7 @@ class UsageTap:
         failed = event.name == b"error"
         if event.data.startswith(DONE):
             reading.end()
-        elif failed or reading.needs_identity or self._worth.search(event.data):
+        elif failed or reading.needs_identity or _first(self._worth, event.data) < len(event.data):
             reading.take(_parsed(event.data), event.data, failed=failed)
 
 

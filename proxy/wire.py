@@ -50,11 +50,10 @@ class Said:
     max_output_tokens: int | None = None
     tools: bool = False
     images: bool = False
-    structured: bool = False  # the answer must match a schema or be JSON
-    wants_stream_usage: bool = False  # openai-chat: stream_options.include_usage
-    service_tier: str | None = None
     choices: int = 1
 
+
+MAX_MODEL_CHARACTERS: Final = 512
 
 _PATHS: Final = {
     "chat/completions": Operation(WireFormat.OPENAI_CHAT),
@@ -99,16 +98,12 @@ def said(operation: Operation, request: Mapping[str, Any]) -> Said:
     """What `request` (parsed) says of itself; UnreadableRequest if a key has a type it cannot have."""
     if operation.wire_format is WireFormat.GOOGLE_GENERATE:
         return _said_by_google(operation, request)
-    options = request.get("stream_options")
     return Said(
-        model=_typed(request, "model", str),
+        model=_named(request),
         streaming=_typed(request, "stream", bool) or False,
         max_output_tokens=_first_count(request, "max_completion_tokens", "max_output_tokens", "max_tokens"),
         tools=bool(request.get("tools") or request.get("functions")),
         images=_has_images(request.get("messages") or request.get("input")),
-        structured=_is_structured(request),
-        wants_stream_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        service_tier=_typed(request, "service_tier", str),
         choices=_first_count(request, "n") or 1,
     )
 
@@ -116,18 +111,21 @@ def said(operation: Operation, request: Mapping[str, Any]) -> Said:
 def _said_by_google(operation: Operation, request: Mapping[str, Any]) -> Said:
     settings = request.get("generationConfig") or request.get("generation_config")
     settings = settings if isinstance(settings, dict) else {}
-    schema = ("responseSchema", "responseJsonSchema", "response_schema", "response_json_schema")
-    mime = settings.get("responseMimeType") or settings.get("response_mime_type")
     return Said(
         model=operation.model,
         streaming=bool(operation.streaming),
         max_output_tokens=_first_count(settings, "maxOutputTokens", "max_output_tokens"),
         tools=bool(request.get("tools")),
         images=_has_images(request.get("contents")),
-        structured=mime == "application/json" or any(settings.get(key) for key in schema),
-        service_tier=_typed(request, "serviceTier", str) or _typed(request, "service_tier", str),
         choices=_first_count(settings, "candidateCount", "candidate_count") or 1,
     )
+
+
+def _named(request: Mapping[str, Any]) -> str | None:
+    model = _typed(request, "model", str)
+    if model is not None and len(model) > MAX_MODEL_CHARACTERS:
+        raise UnreadableRequest(f"`model` is longer than {MAX_MODEL_CHARACTERS} characters")
+    return model
 
 
 def _typed(request: Mapping[str, Any], key: str, kind: type[_Kind]) -> _Kind | None:
@@ -143,13 +141,6 @@ def _first_count(request: Mapping[str, Any], *keys: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
     return None
-
-
-def _is_structured(request: Mapping[str, Any]) -> bool:
-    text, config = request.get("text"), request.get("output_config")
-    nested = text if isinstance(text, dict) else config if isinstance(config, dict) else {}
-    chosen = request.get("response_format") or nested.get("format") or request.get("output_format")
-    return isinstance(chosen, dict) and chosen.get("type") not in (None, "text")
 
 
 _IMAGE_TYPES: Final = frozenset({"image", "image_url", "input_image"})
