@@ -78,7 +78,9 @@ class _State:
 
     def at(self, now: datetime) -> Standing:
         self.spend.roll(now)
-        return Standing(self.budget, self.spend, self.allowances, self.counted_for is not None, self.reserved)
+        spent, reserved, counted = self.spend.amount, self.reserved, self.counted_for is not None
+        used = EXACT.add(spent, reserved) if reserved else spent
+        return Standing(self.budget, self.spend, self.allowances, counted, reserved, used)
 
     def bring_up(self, shown: BudgetFigures) -> None:
         """Puts what is reserved now into the figures."""
@@ -211,11 +213,15 @@ class BudgetBook:
         told, quote = recognised(request, now=now, quotes=quotes)
         ids, unmatched = self._index.match(told)
         costs = price(request, told, quote, now=now, quotes=quotes)
-        standings = {each: self._states[each].at(now) for each in ids}
-        verdicts = {each: judge(standing, costs) for each, standing in standings.items()}
+        verdicts: dict[str, Verdict] = {}
+        counting = False
+        for budget_id in ids:
+            standing = self._states[budget_id].at(now)
+            verdicts[budget_id] = judge(standing, costs)
+            counting |= not standing.counted
         estimate = None if costs.billed_usd is None else decimal_text(costs.billed_usd)
-        reply = reply_to(list(verdicts.values()), unmatched, now=now, estimate_usd=estimate)
-        return Judged(told, costs, verdicts, reply, not all(each.counted for each in standings.values()))
+        reply = reply_to([*verdicts.values()], unmatched, now=now, estimate_usd=estimate)
+        return Judged(told, costs, verdicts, reply, counting)
 
     # --- reservations ---
 

@@ -30,21 +30,17 @@ _ONE = Decimal(1)
 
 @dataclass(slots=True)
 class Standing:
-    """One budget, its spend now, and what reservations hold of it.
+    """One budget, its spend now, what reservations hold of it, and both together (`used`).
 
     `counted` is false while a new budget's calls are still being counted.
     """
 
     budget: Budget
     spend: Spend
-    allowances: tuple[tuple[Decimal, Threshold], ...]  # at x limit, ascending
+    allowances: tuple[tuple[Decimal, Threshold], ...]  # at x limit, ascending, never none
     counted: bool
-    reserved: Decimal = ZERO
-
-    @property
-    def used(self) -> Decimal:
-        """Spent and reserved together."""
-        return EXACT.add(self.spend.amount, self.reserved) if self.reserved else self.spend.amount
+    reserved: Decimal
+    used: Decimal
 
 
 @dataclass(slots=True)
@@ -64,12 +60,6 @@ class Verdict:
     left: Decimal | None = None
 
 
-@dataclass(slots=True)
-class _Need:
-    amount: Decimal | None
-    refused: str | None = None
-
-
 def judge(standing: Standing, costs: Costs) -> Verdict:
     """Denies, warns, notifies or lets pass; the spend must have been rolled to now."""
     verdict = _judge(standing, costs)
@@ -81,16 +71,15 @@ def judge(standing: Standing, costs: Costs) -> Verdict:
 
 def _judge(standing: Standing, costs: Costs) -> Verdict:
     budget = standing.budget
-    need = _need(budget, costs)
-    if need.refused is not None:
-        return Verdict(figures(standing, action="deny"), "deny", reason=_refusal(budget, need.refused))
-    if budget.per_call is not None and need.amount is not None and need.amount > budget.per_call:
-        return _too_large(standing, need.amount, budget.per_call)
-    would_be = EXACT.add(standing.used, need.amount or ZERO)
-    passed = _passed(standing, would_be)
-    if passed is None:
-        return _within(standing, need.amount)
-    return _passing(standing, need.amount, *passed)
+    amount, refused = _need(budget, costs)
+    if refused is not None:
+        return Verdict(figures(standing, action="deny"), "deny", reason=_refusal(budget, refused))
+    if budget.per_call is not None and amount is not None and amount > budget.per_call:
+        return _too_large(standing, amount, budget.per_call)
+    would_be = EXACT.add(standing.used, amount or ZERO)
+    if would_be <= standing.allowances[0][0]:
+        return _within(standing, amount)
+    return _passing(standing, amount, *_passed(standing, would_be))
 
 
 def _passing(standing: Standing, amount: Decimal | None, allowance: Decimal, threshold: Threshold) -> Verdict:
@@ -119,28 +108,28 @@ def _too_large(standing: Standing, amount: Decimal, per_call: Decimal) -> Verdic
     return Verdict(shown, "deny", reason=f"budget {budget.id} denies: {told}", left=left)
 
 
-def _need(budget: Budget, costs: Costs) -> _Need:
+def _need(budget: Budget, costs: Costs) -> tuple[Decimal | None, str | None]:
+    """What the call adds, and why it is refused for want of a price."""
     if budget.meter == "calls":
-        return _Need(_ONE)
+        return _ONE, None
     if budget.meter == "tokens":
-        return _Need(costs.tokens)
+        return costs.tokens, None
     amount = costs.billed_usd if budget.meter == "billed_usd" else costs.list_usd
     if amount is not None or costs.unpriced is None or budget.on_unpriced == "allow":
-        return _Need(amount)
+        return amount, None
     if budget.on_unpriced == "dearest" and costs.dearest_usd is not None:
-        return _Need(costs.dearest_usd)
-    return _Need(None, refused=costs.unpriced)
+        return costs.dearest_usd, None
+    return None, costs.unpriced
 
 
 def amount_of(budget: Budget, costs: Costs) -> Decimal | None:
     """What these costs add to the budget, in its meter's unit; NULL where that is not known."""
-    return _need(budget, costs).amount
+    return _need(budget, costs)[0]
 
 
-def _passed(standing: Standing, would_be: Decimal) -> tuple[Decimal, Threshold] | None:
+def _passed(standing: Standing, would_be: Decimal) -> tuple[Decimal, Threshold]:
     """The sharpest threshold that spend of this height passes, with its allowance."""
-    passed = [each for each in standing.allowances if would_be > each[0]]
-    return max(passed, key=_telling, default=None)
+    return max((each for each in standing.allowances if would_be > each[0]), key=_telling)
 
 
 def _telling(passed: tuple[Decimal, Threshold]) -> tuple[int, Decimal]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
@@ -32,6 +32,7 @@ _COVERED = frozenset({"subscription", "free", "local"})
 _COSTLESS = frozenset({"free", "local"})
 _ZERO = Decimal(0)
 _MAX_TARIFFS = 10_000
+_MINUTE = timedelta(minutes=1)
 
 
 class Resolution(Protocol):
@@ -94,20 +95,23 @@ class RememberedQuotes:
 
     def __init__(self, tariffs: Tariffs) -> None:
         self._tariffs = tariffs
-        self._known: dict[tuple[str | None, str, datetime], Tariff] = {}
+        self._known: dict[tuple[str | None, str], Tariff] = {}
+        self._began = self._until = datetime.min.replace(tzinfo=UTC)  # of the minute of what is known
         for name in ("dearest", "cheaper", "account_access"):
             if (method := getattr(tariffs, name, None)) is not None:
                 setattr(self, name, method)
 
     def quote(self, *, provider: str | None, model: str, at: datetime, usage: Mapping[str, int]) -> Quote:
         """Prices tokens of a model as it stood at the beginning of a minute."""
-        began = at.replace(second=0, microsecond=0)
-        tariff = self._known.get((provider, model, began))
+        if not self._began <= at < self._until or len(self._known) >= _MAX_TARIFFS:
+            self._known.clear()
+            self._began = at.replace(second=0, microsecond=0)
+            self._until = self._began + _MINUTE
+        tariff = self._known.get((provider, model))
         if tariff is None:
-            if len(self._known) >= _MAX_TARIFFS:
-                self._known.clear()
-            tariff = self._tariffs.tariff(provider, model=model, at=began)
-            self._known[provider, model, began] = tariff
+            tariff = self._known[provider, model] = self._tariffs.tariff(
+                provider, model=model, at=self._began
+            )
         return tariff.quote(usage)
 
 

@@ -24,7 +24,7 @@ def reply_to(
 ) -> CheckReply:
     """The one answer of all budgets that matched."""
     shown = [each.figures for each in verdicts]
-    if not any(each.reason for each in verdicts):  # nearly always, so this comes by the shortest way
+    if not [each for each in verdicts if each.reason]:  # nearly always, so this comes by the shortest way
         reason = _WITHIN.get(len(shown)) or f"within all {len(shown)} budgets that match"
         advice = _advice((), unmatched, retry_at=None) if unmatched else []
         return CheckReply("allow", reason, shown, unmatched, estimate_usd=estimate_usd, advice=advice)

@@ -7,10 +7,11 @@ digit. It imports neither Polars nor the price source. An unknown price is None 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
 from catalog.accounts import AccountRule, chosen_rule, fitting_rules
 from catalog.arithmetic import Line, UnpricedPart, cost, lines, quick_cost
@@ -52,15 +53,16 @@ REMEMBERED = 8192
 """Answers a light process keeps, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The list cost of some usage: None with a reason where it is unknown."""
+class Quote(NamedTuple):
+    """The list cost of some usage: None with a reason where it is unknown.
+
+    `estimated`: priced by another list than the serving provider's own.
+    """
 
     list_cost_usd: Decimal | None
     reason: str = ""
     resolution: Resolution | None = None
     estimated: bool = False
-    """Priced by another list than the serving provider's own."""
     price_id: str | None = None
     lines: tuple[Line, ...] = ()
 

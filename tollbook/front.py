@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -272,6 +273,8 @@ class Front:
     def _quote_by(self, quotes: Quotes) -> None:
         self.quotes = quotes
         self.desk.quotes = RememberedQuotes(quotes)
+        gc.collect()
+        gc.freeze()  # what is loaded stays loaded: the collector need not walk it on the path of a reply
 
     def _keep(self, event: BudgetEvent) -> None:
         try:
