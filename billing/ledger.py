@@ -90,6 +90,12 @@ class Batch:
     metric_points: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=METRIC_POINTS))
     fidelity: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=FIDELITY))
 
+    @property
+    def has_telemetry(self) -> bool:
+        """Whether there is anything but controls, of which thousands may come in a second."""
+        told = (self.observations, self.links, self.rejects, self.unrecognised, self.metric_points)
+        return any(map(len, (*told, self.fidelity)))
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -141,7 +147,7 @@ class Ledger:
         self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
         self.position = _number(connection, "SELECT max(position) FROM commits WHERE epoch = ?", epoch)
         self._metrics = MetricBook(connection, pricing)
-        self._no_calls: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame] | None = None
+        self._no_calls: tuple[pl.DataFrame, pl.DataFrame] | None = None
         self._feed = spend.SpendFeed(connection, epoch=epoch, news_until=news_until)
         self.jobs = JobBook(connection)
 
@@ -317,6 +323,17 @@ class Ledger:
         return fused.filter(pl.col("group") == group, "stands").drop("group", "stands")
 
     def _write(self, batch: Batch, commit_no: int, now: datetime) -> Commit:
+        if batch.has_telemetry or self._no_calls is None:
+            removed, written, repeated = self._write_telemetry(batch, commit_no)
+            self._no_calls = removed.clear(), written.clear()
+        else:
+            (removed, written), repeated = self._no_calls, 0
+        self._feed.apply_controls(self.jobs.take(batch.controls))
+        commit = self._close(removed, written, commit_no, batch.position, now)
+        return replace(commit, repeated=repeated)
+
+    def _write_telemetry(self, batch: Batch, commit_no: int) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+        """The calls removed and written, and how many records were told before."""
         fresh = keyed(unseen(self._db, batch.observations))
         removed, written, fresh = self._write_calls(fresh, batch.links, commit_no)
         append_observations(self._db, fresh, commit_no=commit_no)
@@ -326,11 +343,9 @@ class Ledger:
         self._append_links(batch.links, commit_no)
         self._count_unrecognised(batch.unrecognised)
         append(self._db, "rejects", batch.rejects)
-        self._feed.apply_controls(self.jobs.take(batch.controls))
         emitters.count_records(self._db, fresh, points)
         emitters.count_fidelity(self._db, batch.fidelity)
-        commit = self._close(removed, written, commit_no, batch.position, now)
-        return replace(commit, repeated=len(batch.observations) - len(fresh))
+        return removed, written, len(batch.observations) - len(fresh)
 
     def _close(
         self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int, position: int, now: datetime
@@ -355,15 +370,6 @@ class Ledger:
         self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """The calls removed and written, and the fresh observations with what fusion noted about them."""
-        if fresh.is_empty() and links.is_empty():  # controls alone: thousands of reservations a second
-            if self._no_calls is None:
-                self._no_calls = self._fuse_and_write(fresh, links, commit_no)
-            return self._no_calls
-        return self._fuse_and_write(fresh, links, commit_no)
-
-    def _fuse_and_write(
-        self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
-    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         counted = fresh.select(*OBSERVED).filter((pl.col("role") == COUNTED) | telling())
         old = related(self._db, counted, links)
         removed, written, fused = self._fuse(pl.concat([counted, old]), links, old, commit_no)

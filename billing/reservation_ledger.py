@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import duckdb
@@ -104,6 +106,7 @@ class Row:
 _NAMES = [each.name for each in fields(Row)]
 _COLUMNS = tuple(Column(name, Row.TYPES.get(name, "VARCHAR"), "") for name in _NAMES)
 _LIST = ", ".join(_NAMES)
+_values = attrgetter(*_NAMES)
 _POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "INTEGER": pl.Int32, "BOOLEAN": pl.Boolean}
 _SCHEMA = {column.name: _POLARS[column.type] for column in _COLUMNS}
 DDL = (create_table("reservations", _COLUMNS),)
@@ -120,6 +123,10 @@ SELECT call_id, response_id, trace_id, epoch_us(recorded_at), epoch_us(started_a
 FROM calls WHERE started_at >= ? AND basis <> 'settlement'
   AND (response_id IN (SELECT id FROM wanted_responses) OR trace_id IN (SELECT id FROM wanted_traces))
 """
+
+
+_state = attrgetter("call_id", "number", "final", "released", "matched_by", "trace_id", "response_id")
+"""What of a row may change."""
 
 
 @dataclass(slots=True)
@@ -290,7 +297,7 @@ class ReservationLedger:
         """Whether the front has to be told all of it: made before its time, or counting again."""
         if before is None:
             return row.place_offset <= self._news_until
-        return before.call_id is not None and row.call_id is None
+        return before[0] is not None and row.call_id is None
 
     # --- rows of calls ---
 
@@ -327,8 +334,7 @@ class ReservationLedger:
     def _store(self, rows: Sequence[Row], *, created: int) -> None:
         if not rows:
             return
-        data = [tuple(getattr(row, name) for name in _NAMES) for row in rows]
-        frame = pl.DataFrame(data, schema=_SCHEMA, orient="row")
+        frame = pl.DataFrame([_values(row) for row in rows], schema=_SCHEMA, orient="row")
         self._con.register("reservation_rows", frame.to_arrow())
         try:
             if created < len(rows):
@@ -371,25 +377,6 @@ def _changed_at(row: tuple[Any, ...]) -> Any:
     return row[-1]
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What of a row may change."""
-
-    number: int
-    final: bool
-    released: bool
-    call_id: str | None
-    matched_by: str | None
-    trace_id: str | None
-    response_id: str | None
-
-
-def _state(row: Row) -> _State:
-    return _State(
-        row.number, row.final, row.released, row.call_id, row.matched_by, row.trace_id, row.response_id
-    )
-
-
 def _row(control: Reserve, offset: int) -> Row:
     return Row(
         id=control.id,
@@ -400,7 +387,7 @@ def _row(control: Reserve, offset: int) -> Row:
         expires_us=control.expires_us,
         told=orjson.dumps(control.told).decode(),
         model=control.model,
-        costs=control.costs.model_dump_json(exclude_none=True),
+        costs=orjson.dumps(told_costs(control.costs.costs())).decode(),
         trace_id=control.trace_id,
         response_id=None,
         place_offset=offset,
@@ -462,6 +449,7 @@ def _settled_call(row: Row) -> SettledCall:
     )
 
 
+@cache
 def _no_calls(*, superseded: bool = False) -> pl.DataFrame:
     columns = tables.names(tables.LEDGER_CALLS) + (["superseded_by"] if superseded else [])
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
