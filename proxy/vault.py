@@ -7,6 +7,8 @@ added on the command line serves at once. What is never here: the callers' own k
     VaultError   the vault cannot be read or written, or holds no such entry
 """
 
+# ruff: noqa: PLC0415  # cryptography is heavy, and most houses hold no keys
+
 from __future__ import annotations
 
 import base64
@@ -14,19 +16,20 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from proxy.secret import Secret
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = ["DEFAULT_ACCOUNT", "Entry", "Vault", "VaultError"]
 
 DEFAULT_ACCOUNT: Final = "default"
 _NONCE_BYTES: Final = 12
-_KEY_BITS: Final = 256
+_KEY_BYTES: Final = 32
 
 
 class VaultError(Exception):
@@ -102,9 +105,11 @@ class Vault:
         return self._opened[entry]
 
     def _open(self, entry: Entry) -> Secret:
+        from cryptography.exceptions import InvalidTag
+
         raw = base64.b64decode(entry.sealed or "")
         try:
-            text = AESGCM(self._key()).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _label(entry))
+            text = _cipher(self._key()).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _label(entry))
         except (InvalidTag, ValueError):
             raise VaultError(
                 f"the key of {entry.provider} was sealed with another {self._key_file}"
@@ -115,7 +120,8 @@ class Vault:
         """Keep an entry in the place of one of the same name; `key` is sealed. Raises VaultError."""
         if key is not None:
             nonce = os.urandom(_NONCE_BYTES)
-            sealed = nonce + AESGCM(self._key(make=True)).encrypt(nonce, key.reveal().encode(), _label(entry))
+            cipher = _cipher(self._key(make=True))
+            sealed = nonce + cipher.encrypt(nonce, key.reveal().encode(), _label(entry))
             entry = replace(entry, sealed=base64.b64encode(sealed).decode())
         self._write([*(each for each in self.entries() if each.name != entry.name), entry])
 
@@ -151,10 +157,16 @@ class Vault:
                 raise VaultError(f"{self._key_file} is missing: it opens the vault; restore it") from None
         if self.entries() and any(entry.sealed for entry in self.entries()):
             raise VaultError(f"{self._key_file} is missing: it opens the vault; restore it")
-        key = AESGCM.generate_key(_KEY_BITS)
+        key = os.urandom(_KEY_BYTES)
         self._key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_private(self._key_file, base64.b64encode(key))
         return key
+
+
+def _cipher(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
 
 
 def _label(entry: Entry) -> bytes:

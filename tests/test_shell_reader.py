@@ -30,6 +30,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[ReaderPool]:
     publish(tmp_path / "usage.duckdb")
     pool = ReaderPool(tmp_path / "usage.duckdb", LIMITS)
     await pool.start()
+    await one(pool, "1")  # which starts the child for users' SQL
     yield pool
     await pool.close()
 
@@ -285,6 +286,7 @@ from tollbook.reader_pool import ReaderPool
 async def main():
     pool = ReaderPool(Path(sys.argv[1]))
     await pool.start()
+    await pool.query("SELECT 1", lane="sql")
     print(*(lane._child.process.pid for lane in pool._lanes.values()), flush=True)
     await pool.query("SELECT count(*) FROM range(1000000000000000) t(i) WHERE i % 3 = 5", lane="sql")
 

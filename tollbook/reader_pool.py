@@ -1,7 +1,8 @@
 """The front's side of the readers: warm child processes, a queue before each, and a deadline that kills.
 
 Two lanes, so that a stranger's SQL never holds up the API's own queries: `api` for our statements, `sql`
-for users'. Each lane has one child and a bounded queue. A query that passes its deadline is answered with a
+for users'. Each lane has one child and a bounded queue; the child of `sql` is started by the first statement,
+for many houses never see one. A query that passes its deadline is answered with a
 refusal, its child is killed and a new one started warm. Nothing here imports DuckDB: the front stays light.
 """
 
@@ -259,7 +260,7 @@ class Lane:
 
 
 class ReaderPool:
-    """The two lanes. `alive` is false while a child is missing."""
+    """The two lanes. `alive` is false while the child for the API's queries is missing."""
 
     def __init__(self, database: Path, limits: ReaderLimits | None = None) -> None:
         self.limits = limits or ReaderLimits()
@@ -270,11 +271,11 @@ class ReaderPool:
 
     @property
     def alive(self) -> bool:
-        return all(lane.alive for lane in self._lanes.values())
+        return self._lanes["api"].alive
 
     async def start(self) -> None:
-        """Start both children; Problem `reader_unavailable` if one does not come up."""
-        await asyncio.gather(*(lane.start() for lane in self._lanes.values()))
+        """Start the child for the API's queries; Problem `reader_unavailable` if it does not come up."""
+        await self._lanes["api"].start()
 
     async def close(self) -> None:
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
