@@ -93,7 +93,7 @@ def messages_with_a_tool(place: Place) -> tuple[str, Any, str | None]:
             pass
         answered = stream.get_final_message()
     [call] = answered.content
-    assert (call.type, answered.stop_reason) == ("tool_use", "tool_use")
+    assert call.type == "tool_use" and answered.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "dry"}
     turns += [{"role": "assistant", "content": answered.content}, {"role": "user", "content": [result]}]
     [last] = messages.create(messages=turns, **asked).content
