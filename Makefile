@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: demo test check lint types serve soak hostile bench clean
+.PHONY: demo test check lint types serve soak hostile agents bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/tollbook demo $(if $(ONCE),--once)
@@ -34,6 +34,10 @@ soak: $(VENV)/.dev
 # One response id on a million records: bounded work per batch, some minutes.
 hostile: $(VENV)/.dev
 	HOSTILE_RECORDS=1000000 $(BIN)/python -m pytest tests/test_hostile.py -s
+
+# Claude Code and Codex themselves, installed by npm into a cache folder, working through a server; then their bill.
+agents: $(VENV)/.dev
+	AGENTS=1 $(BIN)/python -m pytest tests/test_agents.py -s
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench

@@ -118,7 +118,7 @@ class _Rule(_Table):
     layer: str = ""
     rank: int = Field(default=255, ge=0, le=255)
     emitter: str | None = None
-    time: Literal["start", "end"] = "start"
+    time: Literal["start", "end", "moment"] = "start"
     status: Literal["ok", "error"] | None = None
     fields: _FieldKeys = Field(default_factory=dict)
     input: Convention | None = None

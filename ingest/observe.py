@@ -385,8 +385,9 @@ class _Observer:
         duration = self.reader.real("duration_ms", most=_MAX_DURATION_MS)
         backwards = span & (first > 0) & (late > 0) & (late < first)
         self.anomalies.note(backwards, "time:ends_before_start")
-        ended = np.where(span & (late > 0) & ~backwards, late, effective)
-        measured = span & (first > 0) & (late > 0) & ~backwards & np.isnan(duration)
+        lasts = span & (late > 0) & ~backwards & ~self._where(lambda rule: rule.time == "moment")
+        ended = np.where(lasts, late, effective)
+        measured = lasts & (first > 0) & np.isnan(duration)
         at_end = self._where(lambda rule: rule.time == "end") & ~np.isnan(duration)
         started = np.where(
             at_end, effective - np.where(np.isnan(duration), 0, duration * 1000).astype(np.int64), effective

@@ -61,7 +61,7 @@ class ModelServer:
     sent: list[bytes] = field(default_factory=list)
     left: int = 0
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _refused_once: set[str] = field(default_factory=set)
+    _refused_once: set[tuple[str, str]] = field(default_factory=set)
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=1 << 28)
@@ -79,7 +79,7 @@ class ModelServer:
             return self._refusal(status, "knock at the right door", dialect)
         told = json.loads(body)
         script = _script(dialect, told)
-        if self._is_refused(script, metered=request.path.startswith(("/anthropic", "/openai"))):
+        if self._is_refused(script, request.path):
             return self._refusal(int(script.split()[1]), script, dialect)
         if script == "stall":
             await self._wait(request)
@@ -94,11 +94,12 @@ class ModelServer:
             request, dialect, events(dialect, answer, tells_usage=asked), answer, script
         )
 
-    def _is_refused(self, script: str, *, metered: bool) -> bool:
+    def _is_refused(self, script: str, path: str) -> bool:
+        metered = path.startswith(("/anthropic", "/openai"))
         if not script.startswith("status ") or (script.endswith("unless metered") and metered):
             return False
-        again = script in self._refused_once
-        self._refused_once |= {script} if script.endswith("once") else set()
+        again = (path, script) in self._refused_once
+        self._refused_once |= {(path, script)} if script.endswith("once") else set()
         return not again
 
     async def _wait(self, request: web.Request) -> None:

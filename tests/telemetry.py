@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 SCOPE = "opentelemetry.instrumentation.openai_v2"
 GPT_4O_MINI = {"input": Decimal("0.15"), "cache_read": Decimal("0.075"), "output": Decimal("0.60")}
@@ -82,11 +82,11 @@ def span_of(call: Call, rng: random.Random) -> Span:
     )
 
 
-def export(spans: list[Span], *, service: str = "shop-agent", team: str = "checkout") -> bytes:
+def export(
+    spans: list[Span], *, service: str = "shop-agent", team: str = "checkout", scope: str = SCOPE
+) -> bytes:
     """An export request's body."""
     resource = ResourceSpans()
     resource.resource.attributes.extend([attribute("service.name", service), attribute("team.id", team)])
-    scope = ScopeSpans(spans=spans)
-    scope.scope.name = SCOPE
-    resource.scope_spans.append(scope)
+    resource.scope_spans.add(spans=spans).scope.name = scope
     return ExportTraceServiceRequest(resource_spans=[resource]).SerializeToString()

@@ -444,6 +444,27 @@ def test_the_agents_own_telemetry_of_a_call_is_the_same_call(place: Place) -> No
     )
 
 
+def test_what_codex_did_with_an_answer_afterwards_is_no_call_of_its_own(place: Place) -> None:
+    """Its span begins when the answer is over, as late as a busy machine makes it."""
+    trace = "5bf92f3577b34da6a3ce929d0e0e4737"
+    answer = place.post(
+        *("/v1/responses", {"model": "gpt-5", "input": "say hello"}),
+        authorization=f"Bearer {OPENAI_KEY}",
+        traceparent=f"00-{trace}-00f067aa0ba902b7-01",
+        user_agent="codex_exec/0.169.0 (Debian)",
+    )[2]
+    usage = json.loads(answer)["usage"]
+    span = span_of(new_call(random.Random(2), started_ns=time.time_ns() + 300_000_000), random.Random(2))
+    span.name, span.trace_id = "handle_responses", bytes.fromhex(trace)
+    del span.attributes[:]
+    for name in ("input_tokens", "output_tokens"):
+        span.attributes.append(attribute(f"gen_ai.usage.{name}", usage[name]))
+    span.attributes.append(attribute("codex.usage.total_tokens", usage["total_tokens"]))
+    place.house.send("traces", export([span], scope="codex_exec", service="codex_exec"))
+    [call] = place.calls(f"trace_id = '{trace}'")
+    assert (call["observation_count"], call["basis"], call["emitter"]) == (2, "proxy", "codex")
+
+
 def test_a_caller_that_leaves_ends_the_call_and_its_use_is_unknown_not_free(place: Place) -> None:
     left = place.models.left
     stream = place.openai().chat.completions.create(model="gpt-5", stream=True, **said("slowly"))
