@@ -20,6 +20,7 @@ import polars as pl
 from billing import emitters, spend, tables
 from billing.changes import Changed, reasons
 from billing.charges import COUNTED, Pricing, call_id, charge
+from billing.checkpoint import Checkpoints
 from billing.evidence import append_observations, keyed
 from billing.first_layout import take_over_first_layout
 from billing.fusion import HORIZON, fuse
@@ -35,7 +36,11 @@ from billing.store import CALL_LISTS, OBSERVED, append, connect, frames, read
 from ingest.dialect import Dialects
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
 
-_FOLD_EVERY = 256
+_FOLD_ABOVE_BYTES = 32 << 20
+_FOLD_AT_REST_BYTES = 4 << 20
+"""How long the write-ahead log may be, and how long it stays when nothing comes."""
+_COMPACT_AFTER_FOLDS = 32
+_COUNT_EVERY = 256
 """Commits whose counts of emitters lie side by side, until they are folded into one row of each kind."""
 _BOOKKEEPING = ("revision", "recorded_at")
 _CHARGE = (
@@ -139,9 +144,11 @@ class Ledger:
         *,
         epoch: str,
         pricing: LedgerCatalog,
+        checkpoints: Checkpoints,
         news_until: int = 0,
     ) -> None:
         self._db = connection
+        self._checkpoints = checkpoints
         self._epoch = epoch
         self._pricing = pricing
         self._commit_no = _number(connection, "SELECT max(commit_no) FROM commits")
@@ -169,7 +176,9 @@ class Ledger:
         """
         connection = connect(path, memory_limit=memory_limit, threads=threads, wait_s=wait_s)
         take_over_first_layout(connection)
-        return cls(connection, epoch=epoch, pricing=pricing, news_until=news_until)
+        checkpoints = Checkpoints(connection, database="ledger", path=path)
+        checkpoints.lay_out()
+        return cls(connection, epoch=epoch, pricing=pricing, checkpoints=checkpoints, news_until=news_until)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own on the same database, for another thread."""
@@ -179,10 +188,15 @@ class Ledger:
 
     def settle(self) -> None:
         """Fold the write-ahead log into the file, and have DuckDB return the memory it has freed."""
-        self._db.execute("CHECKPOINT ledger")
+        self._fold(above_bytes=_FOLD_AT_REST_BYTES)
         limit = self._db.execute("SELECT current_setting('memory_limit')").fetchone()
         if limit:
             self._db.execute(f"SET memory_limit = '{limit[0]}'")  # setting it is what makes DuckDB give back
+
+    def compact(self) -> None:
+        """Put together what was folded piece by piece, if it is much: seconds in which nothing is loaded."""
+        if self._checkpoints.folds >= _COMPACT_AFTER_FOLDS:
+            self._checkpoints.compact()
 
     def close(self) -> None:
         """Close the file; what is committed stays."""
@@ -198,6 +212,7 @@ class Ledger:
             raise
         self._feed.committed()
         self._commit_no, self.position = self._commit_no + 1, batch.position
+        self._fold(above_bytes=_FOLD_ABOVE_BYTES)
         return commit
 
     def rewrite(self, work: Work) -> Commit:
@@ -347,6 +362,10 @@ class Ledger:
         emitters.count_fidelity(self._db, batch.fidelity)
         return removed, written, len(batch.observations) - len(fresh)
 
+    def _fold(self, *, above_bytes: int) -> None:
+        if self._checkpoints.log_bytes > above_bytes:
+            self._checkpoints.fold()
+
     def _close(
         self, removed: pl.DataFrame, written: pl.DataFrame, commit_no: int, position: int, now: datetime
     ) -> Commit:
@@ -355,7 +374,7 @@ class Ledger:
         removed, written = self._settle(removed, written, commit_no)
         self._mark_dirty(removed, written, commit_no)
         emitters.count_calls(self._db, removed=removed, written=written)
-        if not commit_no % _FOLD_EVERY:
+        if not commit_no % _COUNT_EVERY:
             emitters.fold(self._db)
         self._db.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", [commit_no, self._epoch, position, now])
         return Commit(

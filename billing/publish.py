@@ -19,6 +19,7 @@ import duckdb
 import polars as pl
 
 from billing import emitters, jobs, rollup, spend, tables
+from billing.checkpoint import Checkpoints
 from billing.layout import LedgerUnfit, add_missing, columns_of
 from billing.plans import PlanTables
 from billing.seal import SEAL_ABOVE_CALLS, STAGING, Seals
@@ -35,6 +36,11 @@ FROM calls WHERE cost_status = 'unpriced' GROUP BY ALL ORDER BY calls DESC
 """
 _DIRTY = "SELECT DISTINCT slot FROM dirty_slots WHERE commit_no > ?"
 _ALL_SLOTS = "SELECT DISTINCT date_trunc('hour', started_at) AS slot FROM calls"
+
+_ATTACHED = "BLOCK_SIZE 65536, RECOVERY_MODE 'no_wal_writes'"
+"""A publication touches many small tables, each with blocks of its own, and ends with a checkpoint anyway."""
+_COMPACT_GROWN_BYTES = 8 << 20
+"""What the staging file may have grown by, beyond double its size, until it is put together again."""
 
 log = logging.getLogger("tollbook.publish")
 
@@ -64,20 +70,34 @@ class Publisher:
         self._seals = Seals(cursor, published.parent / "sealed", above_calls=seal_above_calls)
         self.plans = PlanTables(cursor, plans or PlanBook({}))
         self.commit_no = 0
+        self._compact_bytes = 0
+        self._checkpoints = Checkpoints(cursor, database=STAGING, path=staging, schema="hot")
         self._attach()
         self._seals.sweep()
 
     def publish(self) -> int:
         """Bring the published file up to the ledger's last commit; the journal position it now shows."""
         position = self._follow()
-        self._db.execute(f"CHECKPOINT {STAGING}")
+        self._write_out()
         _replace(self._staging, self._published)
         return position
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of what is copied."""
+        return self._checkpoints.file_bytes
+
+    def _write_out(self) -> None:
+        """Have the staging file hold all, and no more than about three times what it needs."""
+        self._checkpoints.fold()
+        if self._checkpoints.file_bytes > 2 * self._compact_bytes + _COMPACT_GROWN_BYTES:
+            self._checkpoints.compact()
+            self._compact_bytes = self._checkpoints.file_bytes
 
     def _attach(self) -> None:
         self._staging.parent.mkdir(parents=True, exist_ok=True)
         try:
-            attach(self._db, self._staging, name=STAGING)
+            attach(self._db, self._staging, name=STAGING, options=_ATTACHED)
         except duckdb.Error:
             log.warning("%s cannot be read; building it again from the ledger", self._staging.name)
             self._discard()
@@ -96,12 +116,13 @@ class Publisher:
         return None if self._meta("ledger_id") in (None, self._ledger_id) else "follows another ledger"
 
     def _discard(self) -> None:
-        for path in (self._staging, self._staging.with_name(self._staging.name + ".wal")):
-            path.unlink(missing_ok=True)
-        attach(self._db, self._staging, name=STAGING)
+        for suffix in ("", ".wal", ".wal.checkpoint"):
+            self._staging.with_name(self._staging.name + suffix).unlink(missing_ok=True)
+        attach(self._db, self._staging, name=STAGING, options=_ATTACHED)
 
     def _lay_out(self) -> None:
         self._seals.lay_out()
+        self._checkpoints.lay_out()
         self._slots.lay_out()
         published = {name: columns for name, columns in tables.PUBLISHED.items() if name != "calls"}
         for name, columns in published.items():

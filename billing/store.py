@@ -78,14 +78,15 @@ _SETTINGS = (
     "SET GLOBAL TimeZone = 'UTC'",
     "SET preserve_insertion_order = true",
     "SET disabled_optimizers = 'join_filter_pushdown'",  # it fails on frames of 64-bit keys
-    "SET checkpoint_threshold = '256MB'",
+    "SET checkpoint_threshold = '1GB'",  # long before, `checkpoint` folds the log
 )
 
 
-def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, name: str) -> None:
-    """Attach a DuckDB file, made in the storage version that 1.5 reads."""
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, name: str, options: str = "") -> None:
+    """Attach a DuckDB file, made in the storage version that 1.5 reads; `options` as DuckDB writes them."""
     location = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{location}' AS {name} (STORAGE_VERSION '{STORAGE_VERSION}')")
+    told = ", ".join(filter(None, [f"STORAGE_VERSION '{STORAGE_VERSION}'", options]))
+    connection.execute(f"ATTACH '{location}' AS {name} ({told})")
 
 
 def _ddl() -> Iterator[str]:

@@ -37,11 +37,21 @@ from tollbook.channel import Channel, Message
 log = logging.getLogger("tollbook.ledger")
 
 HOUSEKEEPING_INTERVAL_S = 600.0
-PUBLISH_REST = 3
+PUBLISH_REST = 0.5
 """After a publication, rest this many times as long as it took, so that publishing never takes over."""
 PUBLISH_REST_BEHIND = 12
 """The same while a backlog waits to be loaded: what is not in the ledger cannot be shown at all."""
+PUBLISH_BYTES_PER_S = 128 << 20
+"""How fast copies are written at most: a big file is published less often, for the sake of the disk."""
+BEHIND_BATCHES = 4
+"""How many whole batches wait where the ledger is behind."""
+GATHER_SHARE = 2
+"""How many times as long as a batch took, its successor is gathered: small batches cost nearly as much."""
+GATHER_MOST_S = 0.25
 REST_AFTER_S = 3.0
+COMPACT_AFTER_REST_S = 60.0
+COMPACT_INTERVAL_S = 86_400.0
+"""Compacting holds loading up, so it waits for a longer rest; where there is none, it comes once a day."""
 PLANS_INTERVAL_S = 300.0
 """Plans follow the clock as well as the calls: how often they are published while nothing comes."""
 NICENESS = 5
@@ -111,9 +121,10 @@ class LedgerProcess:
             faults=FAULTS,
         )
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._rested = False
+        self._pace_s = config.gather_s
         self._changed = threading.Event()
-        self._tidied = self._published_at = time.monotonic()
+        self._resting_since: float | None = None
+        self._tidied = self._compacted = self._published_at = time.monotonic()
 
     def run(self) -> None:
         """Serve until the front says stop."""
@@ -158,19 +169,19 @@ class LedgerProcess:
             self._woken.clear()
             self._answer()
             if self._ledger.position < self._durable:
-                time.sleep(self._config.gather_s)  # many small requests become one batch
                 self._load_all()
-                self._rested = False
+                self._resting_since = None
             elif self._jobs.pending:
                 self._work()
             elif not woken:
                 self._rest()
+            self._tidy()
 
     def _work(self) -> None:
         """Do one slice of the jobs over history."""
         if self._jobs.pending and (commit := self._jobs.step()) is not None:
             self._committed(commit)
-            self._rested = False
+            self._resting_since = None
 
     def _committed(self, commit: Commit) -> None:
         self._channel.send({"type": "committed", **dataclasses.asdict(commit)})
@@ -185,27 +196,42 @@ class LedgerProcess:
 
     def _rest(self) -> None:
         """What waits for a quiet moment: fold the log into the file, give memory back, forget."""
-        if not self._rested:
-            self._rested = True
+        now = time.monotonic()
+        if self._resting_since is None:
+            self._resting_since = now
             self._ledger.settle()
             _give_back_memory()
-        self._tidy()
+        elif now - self._resting_since > COMPACT_AFTER_REST_S:
+            self._compact()
         plans = self._publisher.plans
-        if plans.behind or (plans.in_use and time.monotonic() - self._published_at > PLANS_INTERVAL_S):
+        if plans.behind or (plans.in_use and now - self._published_at > PLANS_INTERVAL_S):
             self._changed.set()
+
+    def _compact(self) -> None:
+        self._ledger.compact()
+        self._compacted = time.monotonic()
 
     def _load_all(self) -> None:
         """Load up to what is durable now: while one batch is committed, the next is being decoded."""
-        upcoming = self._decoding.submit(self._decode, self._ledger.position)
+        upcoming = self._decoding.submit(self._decode, self._ledger.position, self._config.gather_s)
         while (prepared := upcoming.result()) and not self._stopping:
-            upcoming = self._decoding.submit(self._decode, prepared.position)
+            upcoming = self._decoding.submit(self._decode, prepared.position, self._pace_s)
+            began = time.monotonic()
             for commit in self._loader.load(prepared):
                 self._committed(commit)
+            took_s = time.monotonic() - began
+            self._pace_s = max(self._config.gather_s, min(GATHER_SHARE * took_s, GATHER_MOST_S))
             self._answer()
             self._work()
+            self._tidy()
 
-    def _decode(self, position: int) -> Prepared | None:
-        """The journal's next batch after a position; None when all is loaded."""
+    def _decode(self, position: int, gather_s: float) -> Prepared | None:
+        """The journal's next batch after a position; None when all is loaded.
+
+        Unless the batch is full already, more is waited for during `gather_s`.
+        """
+        if self._durable - position < self._config.batch_bytes:
+            time.sleep(gather_s)
         durable = self._durable
         if position >= durable:
             return None
@@ -236,17 +262,26 @@ class LedgerProcess:
             shown = {"position": position, "commit_no": self._publisher.commit_no, "used_up": used_up}
             self._channel.send({"type": "published", **shown, "took_s": took})
             if not self._stopping:
-                rest = PUBLISH_REST_BEHIND if self._is_behind() else PUBLISH_REST
-                time.sleep(max(self._config.publish_interval_s, rest * took))
+                time.sleep(self._rest_s(took))
+
+    def _rest_s(self, took_s: float) -> float:
+        """How long to rest after a publication that took so long."""
+        if self._is_behind():
+            return PUBLISH_REST_BEHIND * took_s
+        copied_s = self._publisher.file_bytes / PUBLISH_BYTES_PER_S
+        return max(self._config.publish_interval_s - took_s, PUBLISH_REST * took_s, copied_s)
 
     def _is_behind(self) -> bool:
-        """Whether more than one whole batch waits."""
-        return self._durable - self._ledger.position > self._config.batch_bytes
+        """Whether several whole batches wait."""
+        return self._durable - self._ledger.position > BEHIND_BATCHES * self._config.batch_bytes
 
     def _tidy(self) -> None:
+        """Forget what is past its retention, now and then, however busy the day is."""
         if time.monotonic() - self._tidied < HOUSEKEEPING_INTERVAL_S:
             return
         self._tidied = time.monotonic()
+        if self._tidied - self._compacted > COMPACT_INTERVAL_S:
+            self._compact()
         now = datetime.now(UTC)
         self._ledger.forget_old_evidence(
             links_before=now - timedelta(hours=self._config.link_hours),
