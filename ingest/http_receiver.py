@@ -9,7 +9,7 @@ of it does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -33,7 +33,8 @@ _SUCCESS: Final = {
     Encoding.PROTOBUF: b"",
     Encoding.JSON: b"{}",
 }  # Export*ServiceResponse without partial_success
-_CONTENT_TYPE: Final = {encoding: encoding.value.encode() for encoding in Encoding}
+_CONTENT_TYPE: Final = {encoding: (b"content-type", encoding.value.encode()) for encoding in Encoding}
+_PROBLEM: Final = (b"content-type", b"application/problem+json")
 _HTTP_STATUS: Final = {
     Reason.NOT_OTLP: 400,
     Reason.METHOD: 405,
@@ -51,6 +52,23 @@ _RPC_CODE: Final = {
 _RETRYABLE: Final = {Reason.OVERLOAD, Reason.JOURNAL}
 
 
+class Answer(NamedTuple):
+    """An HTTP answer; the headers are all but its length."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Export(NamedTuple):
+    """What the head of a request announces: `compression` is '' for none, `length` 0 where it is not told."""
+
+    signal: Signal
+    encoding: Encoding
+    compression: str
+    length: int
+
+
 class _Disconnected(Exception):
     """The client went away in the middle of its request: nobody is left to answer."""
 
@@ -58,6 +76,14 @@ class _Disconnected(Exception):
 def is_otlp_path(path: str) -> Signal | None:
     """The signal that is posted to `path`, None if it is not an OTLP path."""
     return _PATHS.get(path)
+
+
+def export_of(path: str, headers: Headers) -> Export | None:
+    """What a POST to an OTLP path announces; None where it is to be refused."""
+    try:
+        return _described(_PATHS[path], headers)
+    except Refused:
+        return None
 
 
 class OtlpHttp:
@@ -69,41 +95,47 @@ class OtlpHttp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         signal = _PATHS[scope["path"]]
-        intake = self._intake
-        intake.counts.requests[signal, Transport.HTTP] += 1
+        self._intake.counts.requests[signal, Transport.HTTP] += 1
+        export = None
         try:
-            encoding, compression, length = _described(scope)
-        except Refused as refused:
-            await self._refuse(send, refused, None)
-            return
-        try:
-            if length > intake.limits.max_body_bytes:
+            if scope["method"] != "POST":
+                raise Refused(Reason.METHOD, "telemetry is sent with POST")
+            export = _described(signal, scope["headers"])
+            if export.length > self._intake.limits.max_body_bytes:
                 raise self._too_large()
-            intake.refuse_overload()
-            body = await self._body(receive)
-            offset = await self._take(signal, encoding, body, compression=compression)
+            self._intake.refuse_overload()
+            answer = await self._acknowledge(export, await self._body(receive))
         except Refused as refused:
-            await self._refuse(send, refused, encoding)
+            answer = self._refusal(refused, export)
         except _Disconnected:
             return
-        else:
-            intake.counts.acknowledged[signal, Transport.HTTP] += 1
-            acknowledged = (b"tollbook-offset", b"%d" % offset)
-            await _answer(send, 200, _SUCCESS[encoding], _CONTENT_TYPE[encoding], acknowledged)
+        await _send(send, answer)
 
-    async def _take(self, signal: Signal, encoding: Encoding, body: bytes, *, compression: str) -> int:
+    async def answer(self, export: Export, body: bytes) -> Answer:
+        """The answer to a request that is here as a whole."""
+        self._intake.counts.requests[export.signal, Transport.HTTP] += 1
+        try:
+            self._intake.refuse_overload()
+            return await self._acknowledge(export, body)
+        except Refused as refused:
+            return self._refusal(refused, export)
+
+    async def _acknowledge(self, export: Export, body: bytes) -> Answer:
+        """Have a body taken. Raises Refused."""
         intake = self._intake
         intake.held_bytes += (held := len(body))
         try:
-            if compression:
-                body = await intake.inflate(body, compression)
+            if export.compression:
+                body = await intake.inflate(body, export.compression)
                 intake.held_bytes += len(body) - held
                 held = len(body)
-            offset = await intake.take(signal, encoding, body)
+            offset = await intake.take(export.signal, export.encoding, body)
         finally:
             intake.held_bytes -= held
         intake.counts.acknowledged_bytes += held
-        return offset
+        intake.counts.acknowledged[export.signal, Transport.HTTP] += 1
+        headers = [_CONTENT_TYPE[export.encoding], (b"tollbook-offset", b"%d" % offset)]
+        return Answer(200, headers, _SUCCESS[export.encoding])
 
     async def _body(self, receive: Receive) -> bytes:
         """The whole request body as it was sent."""
@@ -140,7 +172,7 @@ class OtlpHttp:
     def _too_large(self) -> Refused:
         return Refused(Reason.TOO_LARGE, f"the body is over {self._intake.limits.max_body_bytes} bytes")
 
-    async def _refuse(self, send: Send, refused: Refused, encoding: Encoding | None) -> None:
+    def _refusal(self, refused: Refused, export: Export | None) -> Answer:
         """Say no: as a google.rpc.Status in the request's encoding, as a problem document if unknown."""
         self._intake.counts.refused[refused.reason] += 1
         status, sentence = _HTTP_STATUS[refused.reason], str(refused)
@@ -149,22 +181,18 @@ class OtlpHttp:
             extra.append((b"retry-after", b"%d" % self._intake.limits.retry_after_s))
         if refused.reason is Reason.METHOD:
             extra.append((b"allow", b"POST"))
-        if encoding is None:
+        if export is None:
             problem = {"type": "about:blank", "status": status, "code": refused.reason, "detail": sentence}
-            await _answer(send, status, orjson.dumps(problem), b"application/problem+json", *extra)
-        else:
-            body = status_body(encoding, _RPC_CODE.get(refused.reason, Code.INVALID_ARGUMENT), sentence)
-            await _answer(send, status, body, _CONTENT_TYPE[encoding], *extra)
+            return Answer(status, [_PROBLEM, *extra], orjson.dumps(problem))
+        code = _RPC_CODE.get(refused.reason, Code.INVALID_ARGUMENT)
+        return Answer(
+            status, [_CONTENT_TYPE[export.encoding], *extra], status_body(export.encoding, code, sentence)
+        )
 
 
-def _described(scope: Scope) -> tuple[Encoding, str, int]:
-    """What the headers say: the body's encoding, its compression ('' for none), its length (0 if they do
-    not).
-    """
-    if scope["method"] != "POST":
-        raise Refused(Reason.METHOD, "telemetry is sent with POST")
+def _described(signal: Signal, headers: Headers) -> Export:
+    """What the headers say. Raises Refused."""
     encoding, compression, length = None, "", 0
-    headers: Headers = scope["headers"]
     for name, value in headers:
         if name == b"content-type":
             encoding = _ENCODINGS.get(value) or _ENCODINGS.get(value.partition(b";")[0].strip().lower())
@@ -174,12 +202,10 @@ def _described(scope: Scope) -> tuple[Encoding, str, int]:
             length = int(value)
     if encoding is None:
         raise Refused(Reason.CONTENT_TYPE, f"the content type must be {Encoding.PROTOBUF} or {Encoding.JSON}")
-    return encoding, compression, length
+    return Export(signal, encoding, compression, length)
 
 
-async def _answer(
-    send: Send, status: int, body: bytes, content_type: bytes, *extra: tuple[bytes, bytes]
-) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *extra]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _send(send: Send, answer: Answer) -> None:
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -15,6 +16,9 @@ from ingest.http_receiver import OtlpHttp
 from ingest.intake import Intake
 from ingest.journal import Frame, Journal, read_frames
 from ingest.limits import Limits
+from tollbook.budget_protocol import BudgetProtocol, budget_protocol
+from tollbook.export_protocol import export_protocol
+from tollbook.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,23 @@ class Receivers:
         return read_frames(self.directory, start=0, stop=self.intake.journal.durable, max_bytes=1 << 30)
 
 
+def _no_budgets(guard: Guard) -> type[BudgetProtocol]:
+    house: Any = None  # no check is asked
+    return budget_protocol(house, guard)
+
+
 @asynccontextmanager
-async def receivers(directory: Path, limits: Limits | None = None) -> AsyncIterator[Receivers]:
-    """HTTP and gRPC receivers over a journal in `directory`."""
+async def receivers(
+    directory: Path, limits: Limits | None = None, *, short: bool = True
+) -> AsyncIterator[Receivers]:
+    """HTTP and gRPC receivers over a journal in `directory`; `short`: with the short way in front of HTTP."""
     journal = Journal.open(directory / "journal", segment_bytes=1 << 20)
     intake = Intake(journal, limits or Limits())
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(OtlpHttp(intake), lifespan="off", log_level="warning", access_log=False)
+    otlp = OtlpHttp(intake)
+    guarded = Guard(otlp)
+    http = export_protocol(_no_budgets(guarded), otlp) if short else "auto"
+    config = uvicorn.Config(guarded, http=http, lifespan="off", log_level="warning", access_log=False)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

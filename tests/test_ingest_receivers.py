@@ -142,17 +142,18 @@ async def full_disk(server: Receivers) -> AsyncIterator[None]:
     moved.rename(server.directory)
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Receivers]:
-    """Receivers with the usual limits."""
-    async with receivers(tmp_path) as running:
+@pytest.fixture(params=[True, False], ids=["short", "long"])
+async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Receivers]:
+    """Receivers with the usual limits; both ways of HTTP have to answer alike."""
+    async with receivers(tmp_path, short=request.param) as running:
         yield running
 
 
-@pytest.fixture
-async def narrow(tmp_path: Path) -> AsyncIterator[Receivers]:
+@pytest.fixture(params=[True, False], ids=["short", "long"])
+async def narrow(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Receivers]:
     """Receivers that take 10,000 bytes at most, and 30,000 of backlog."""
-    async with receivers(tmp_path, Limits(max_body_bytes=10_000, max_backlog_bytes=30_000)) as running:
+    limits = Limits(max_body_bytes=10_000, max_backlog_bytes=30_000)
+    async with receivers(tmp_path, limits, short=request.param) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -27,6 +27,7 @@ from billing.reservation import (
     read_settlement,
 )
 from billing.reservation_desk import ReservationDesk
+from ingest.http_receiver import Answer
 from tollbook.guard import Receive, Scope, Send, send_body
 from tollbook.house import House
 from tollbook.problems import Kind, Problem
@@ -56,14 +57,6 @@ MAX_CHECK_BYTES = 64 << 10
 JSON_HEADERS = [(b"content-type", b"application/json")]
 _VERBS = ("settle", "release")
 Reply = CheckReply | ReservationReply
-
-
-class Answer(NamedTuple):
-    """An HTTP answer; the headers are all but its length."""
-
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
 
 
 def is_budget_path(method: str, path: str) -> bool:

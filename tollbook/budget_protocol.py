@@ -120,7 +120,10 @@ class BudgetProtocol(HttpToolsProtocol):
         told = begin(self.house, path, body)
         if isinstance(told, Answer):
             self._reply(told)
-            return
+        else:
+            self._answer_later(told)
+
+    def _answer_later(self, told: Coroutine[Any, Any, Answer]) -> None:
         self._answering = self.loop.create_task(self._reply_later(told))
         self.tasks.add(self._answering)
         self._answering.add_done_callback(self._answered)

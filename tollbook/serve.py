@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from catalog.errors import CatalogError
 from catalog.quote import Quotes
@@ -31,6 +32,7 @@ from tollbook.api_reservations import BudgetCheck, is_budget_path
 from tollbook.budget_protocol import budget_protocol
 from tollbook.call_protocol import call_protocol
 from tollbook.errors import TollbookError
+from tollbook.export_protocol import export_protocol
 from tollbook.front import Front
 from tollbook.guard import Guard
 from tollbook.settings import Settings
@@ -172,11 +174,17 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _protocol(front: Front, guard: Guard) -> type[HttpToolsProtocol]:
+    """Uvicorn with the short ways in front, each where the next one is not meant."""
+    budgets = budget_protocol(front, guard)
+    return call_protocol(export_protocol(budgets, OtlpHttp(front.intake)), front.proxy.http)
+
+
 def _http_server(front: Front) -> uvicorn.Server:
     guarded = Guard(Routes(front), allowed_hosts=front.settings.server.allowed_hosts)
     config = uvicorn.Config(
         guarded,
-        http=call_protocol(budget_protocol(front, guarded), front.proxy.http),
+        http=_protocol(front, guarded),
         loop="uvloop",
         lifespan="off",
         access_log=False,
