@@ -44,14 +44,17 @@ def free_port() -> int:
         return port
 
 
-def environment(folder: Path, package: str) -> Path:
-    """The environment that holds a package, made if missing; PeerMissing when it does not install."""
-    home = folder / package
+def environment(folder: Path, package: str, *, wanted: str | None = None) -> Path:
+    """The environment that holds a package (`wanted`: with its extras and its version), made if missing;
+    PeerMissing when it does not install.
+    """
+    wanted = wanted or package
+    home = folder / wanted
     if (home / "installed").exists():
         return home
     steps = (
         [sys.executable, "-m", "venv", "--clear", str(home)],
-        [str(home / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", package],
+        [str(home / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", wanted],
     )
     for step in steps:
         try:

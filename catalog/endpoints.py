@@ -81,6 +81,7 @@ class Endpoint:
     plan: str | None
     format: Format
     base_url: str
+    regions: tuple[tuple[str, str], ...]
     path: str
     stream_path: str
     auth: Auth
@@ -99,8 +100,9 @@ class Endpoint:
         self, *, model: str = "", stream: bool = False, variables: Mapping[str, str] | None = None
     ) -> str:
         """Give the URL of one call; raises EndpointError for a variable or a model that makes none."""
-        text = self.base_url + (self.stream_path if stream else self.path)
         given = dict(variables or {})
+        base_url = dict(self.regions).get(given.get("region", ""), self.base_url)
+        text = base_url + (self.stream_path if stream else self.path)
         for name in _VARIABLE.findall(text):
             text = text.replace(f"{{{name}}}", _model(model) if name == "model" else self._told(name, given))
         return text
@@ -164,6 +166,7 @@ def _endpoint(provider: Provider, facts: EndpointFacts) -> Endpoint:
         plan=(facts.plan or provider.plan) if access in ("subscription", "credits") else None,
         format=facts.format,
         base_url=facts.base_url,
+        regions=tuple(facts.regions.items()),
         path=path,
         stream_path=facts.stream_path or (path if facts.path else custom.stream_path or path),
         auth=facts.auth or custom.auth,

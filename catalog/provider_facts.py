@@ -120,6 +120,8 @@ class EndpointFacts(Data):
 
     format: Format
     base_url: BaseUrl
+    regions: dict[Name, BaseUrl] = Field(default_factory=dict)
+    """Base URLs of regions that have one of another form."""
     access: Access | None = None
     """What calls here are, where that is not what the provider usually is."""
     plan: Name | None = None

@@ -174,7 +174,7 @@ class Carrier:
             if answer.status >= 400:
                 return await self._refused(exchange, attempt, sent, answer)
             passage = Passage(exchange, attempt, sent=sent, answer=answer, client=client, seal=seal)
-            await (passage.stream() if answer.streams else passage.whole(self._max_answer_bytes))
+            await (passage.stream() if passage.streams else passage.whole(self._max_answer_bytes))
         except ErrorAnswer as error:
             return await self._failed_within(exchange, attempt, sent, answer, error)
         except UpstreamError as error:

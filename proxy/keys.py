@@ -64,7 +64,7 @@ def misplaced(kinds: tuple[KeyKind, ...], provider: str, access: str) -> str | N
 
 
 def _told(access: str) -> str:
-    return {"payg": "metered use", "subscription": "the subscription"}.get(access, access)
+    return {"payg": "metered use", "subscription": "subscription use"}.get(access, access)
 
 
 def access_by_headers(provider: Provider, headers: Headers) -> str | None:

@@ -103,7 +103,9 @@ def _may_ask(target: Target, request: dict[str, Any]) -> bool:
 
 
 def _url(exchange: Exchange, target: Target, *, same: bool) -> str:
-    endpoint = replace(target.endpoint, base_url=target.base_url)
+    endpoint = target.endpoint
+    if target.base_url != endpoint.base_url:
+        endpoint = replace(endpoint, base_url=target.base_url, regions=())
     url = endpoint.url(model=target.model, stream=exchange.said.streaming, variables=target.variables)
     if exchange.operation.counts_tokens:
         url = _counting(url, endpoint)

@@ -133,6 +133,13 @@ class Passage:
         untouched = _WithoutUsageEvent() if sent.adds_usage else _Untouched()
         self._changed: _Change = self._translator or untouched
 
+    @property
+    def streams(self) -> bool:
+        """Whether events go on as events. Some doors stream whatever is asked of them: who speaks another
+        dialect and asked for a document gets one.
+        """
+        return self._answer.streams and (self._streaming or self._translator is None)
+
     async def stream(self) -> None:
         """Relay events as they come; the last is held back until the record is safe."""
         try:
@@ -186,6 +193,8 @@ class Passage:
         await self._client.whole(self._answer.status, self._head(), body)
 
     def _translated(self, plain: bytes | None) -> bytes:
+        if self._translator is not None and plain is not None and self._answer.streams:
+            return dumps(self._translator.collected_body(plain))
         document = exact(loads(plain), plain) if plain is not None else None
         if self._translator is None or not isinstance(document, dict):
             raise Broken("the provider's answer is not of its format")
@@ -196,7 +205,7 @@ class Passage:
         kept = _kept(self._answer)
         if self._translator is None:
             return kept
-        kind = b"text/event-stream; charset=utf-8" if self._answer.streams else b"application/json"
+        kind = b"text/event-stream; charset=utf-8" if self.streams else b"application/json"
         rewritten = (b"content-type", b"content-encoding")
         return [(b"content-type", kind), *((name, value) for name, value in kept if name not in rewritten)]
 

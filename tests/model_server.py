@@ -1,8 +1,8 @@
 """Providers on loopback: a server that speaks each dialect, checks what it is shown, and keeps what arrived.
 
 What a model answers follows from the request: its last text is a little script (`say hello`, `status 429`,
-`status 529 once`, `stall`, `slowly`, `cut after 2`, `call TOOL {"some": "arguments"}`). Usage is a function
-of the request's length, so that a test can say what a call must cost.
+`status 529 once`, `stall`, `slowly`, `stream anyway`, `cut after 2`, `call TOOL {"some": "arguments"}`). Usage
+is a function of the request's length, so that a test can say what a call must cost.
 
 Like its models it refuses who knocks at the wrong door: a path that is no dialect's (404), no key where that
 dialect's providers look for it (401), a call of Anthropic's without its version (400).
@@ -87,7 +87,7 @@ class ModelServer:
             return web.json_response({"totalTokens" if dialect == "google" else "input_tokens": 7})
         model = told.get("model") or request.path.rpartition("/")[2].partition(":")[0]
         answer = Answer(next(self._numbers), model, 10 + len(json.dumps(told)) % 90, _tool(script))
-        if not _streams(request, told):
+        if not _streams(request, told) and script != "stream anyway":
             return self._whole(dialect, answer)
         asked = bool((told.get("stream_options") or {}).get("include_usage"))
         return await self._stream(
@@ -168,7 +168,7 @@ def _wrong_door(dialect: str, headers: dict[str, str]) -> int | None:
     """The status for a call that this dialect's providers would not take."""
     if not dialect:
         return 404
-    if not any(headers.get(name) for name in _KEYS.get(dialect, ("authorization",))):
+    if not any(headers.get(name) for name in _KEYS.get(dialect, ("authorization", "api-key"))):
         return 401
     return 400 if dialect == "messages" and "anthropic-version" not in headers else None
 

@@ -79,6 +79,18 @@ def test_a_url_is_made_of_what_is_told_and_nothing_else() -> None:
     assert "/model/..%2F..%2Fadmin/" in bedrock.url(model="../../admin", variables=TOLD)
 
 
+def test_a_region_may_have_a_host_of_another_form() -> None:
+    [vertex] = [e for e in ENDPOINTS.find("google-vertex", format="vertex") if "region" in e.variables]
+    hosts = {
+        region: urlsplit(vertex.url(model="m", variables={"region": region, "project": "acme"})).netloc
+        for region in ("global", "europe-west4")
+    }
+    assert hosts == {
+        "global": "aiplatform.googleapis.com",
+        "europe-west4": "europe-west4-aiplatform.googleapis.com",
+    }
+
+
 def test_the_kind_of_a_key_is_told_and_never_the_key() -> None:
     assert ENDPOINTS.key_kind("minimax", "sk-cp-" + "x" * 20) == "sk-cp-"
     assert ENDPOINTS.key_kind("minimax", "sk-api-" + "x" * 20) == "sk-api-"

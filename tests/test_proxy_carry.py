@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -331,6 +332,14 @@ def test_another_dialect_is_translated_both_ways(place: Place) -> None:
     assert refused.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index, call-overload]
 
 
+def test_a_door_that_always_streams_is_a_document_to_who_asked_for_one(place: Place) -> None:
+    chat = place.openai(ANTHROPIC_KEY).chat.completions
+    reply = chat.create(model="anthropic/claude-opus-4-5", **said("stream anyway"))
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (TEXT, "stop")
+    [call] = place.calls(f"response_id LIKE '%{reply.id.rpartition('_')[2].rpartition('-')[2]}'")[-1:]
+    assert call["output_tokens"] == 5
+
+
 def test_models_are_listed_by_names_that_mean_one_thing(place: Place) -> None:
     listed = [model.id for model in place.openai().models.list()]
     assert listed == ["code", "free", "sized", "kimi-for-coding/listed-model", "openai/listed-model"]
@@ -362,6 +371,11 @@ def test_routes_by_api_and_explained(place: Place) -> None:
 def test_what_is_ambiguous_is_refused_with_the_ways_to_settle_it(place: Place) -> None:
     with pytest.raises(openai.BadRequestError, match=r"/glm-4\.6`"):
         place.openai(key="tollbook").chat.completions.create(model="glm-4.6", **said())
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        place.house.post("/api/v1/routes/explain", {"model": "glm-4.6"})
+    problem = json.load(refused.value)
+    assert problem["code"] == "call_refused" and "/glm-4.6`" in problem["detail"]
+    assert "errors" not in problem["next"]
 
 
 def test_a_route_falls_to_what_costs_only_where_it_says_so(place: Place) -> None:

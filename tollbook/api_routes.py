@@ -85,7 +85,7 @@ def add_route_routes(app: FastAPI, house: House) -> None:
         try:
             return _json(house.proxy.explain(asked))
         except Refused as refused:
-            raise Problem("invalid_request", str(refused)) from None
+            raise Problem("call_refused", str(refused)) from None
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -69,18 +69,10 @@ def translated(
     *,
     model: str,
     streaming: bool = False,
-    max_output_tokens: int | None = None,
 ) -> Translated:
-    """As `translate_request`, with what was left out.
-
-    streaming: for Gemini's callers, whose path says so. max_output_tokens: what the model can give at
-    most, for Anthropic's format, which demands a limit that the caller may not have named.
-    """
+    """As `translate_request`, with what was left out. streaming: for Gemini's callers, whose path says so."""
     request = _read(body, source, model, streaming)
-    if target is _MESSAGES:
-        written, left_out = messages_request.write(request, max_output_tokens)
-    else:
-        written, left_out = _REQUEST_WRITERS[target](request)
+    written, left_out = _REQUEST_WRITERS[target](request)
     return Translated(written, tuple(dict.fromkeys((*request.left_out, *left_out))))
 
 

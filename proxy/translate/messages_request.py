@@ -205,13 +205,13 @@ def _reasoning(reading: Reading, word: str | None) -> Reasoning | None:
     return Reasoning(None, word) if word else None
 
 
-def write(request: Request, max_output_tokens: int | None = None) -> tuple[Json, list[str]]:
+def write(request: Request) -> tuple[Json, list[str]]:
     """The body, and the names of hints that it has no place for.
 
     max_output_tokens: the limit where the request names none, which this format does not allow.
     """
     writing = Writing()
-    limit = request.max_output_tokens or max_output_tokens or DEFAULT_MAX_TOKENS
+    limit = request.max_output_tokens or DEFAULT_MAX_TOKENS
     system = [_system_block(part) for m in request.messages if m.role == "system" for part in m.parts]
     body: Json = {"model": request.model, "max_tokens": limit}
     body |= {"system": system} if system else {}
