@@ -1,8 +1,8 @@
 """Providers on loopback: a server that speaks each dialect, checks what it is shown, and keeps what arrived.
 
 What a model answers follows from the request: its last text is a little script (`say hello`, `status 429`,
-`status 529 once`, `stall`, `slowly`, `stream anyway`, `cut after 2`, `call TOOL {"some": "arguments"}`). Usage
-is a function of the request's length, so that a test can say what a call must cost.
+`status 529 once`, `stall`, `slowly`, `stream anyway`, `cut after 2`, `call TOOL {"some": "arguments"}`). The
+usage is a function of the request's length, so that a test can say what a call must cost.
 
 Like its models it refuses who knocks at the wrong door: a path that is no dialect's (404), no key where that
 dialect's providers look for it (401), a call of Anthropic's without its version (400).
