@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from billing import tables
+from billing.surroundings import agent_told
 from ingest.call_report import SCOPE as PROXY_SCOPE
 
 COUNTED = "call"
@@ -135,8 +136,10 @@ def _merged(several: pl.DataFrame) -> pl.DataFrame:
     )
     outward = several.sort("group", "rank", *_IDENTITY, descending=[False, True, False, False])
     outer = outward.group_by("group", maintain_order=True).agg(
-        *(pl.col(column).drop_nulls().first() for column in _OUTER)
+        *(pl.col(column).drop_nulls().first() for column in _OUTER),
+        agent_told().drop_nulls().first().alias("agent_told"),
     )
+    outer = outer.with_columns(agent=pl.coalesce("agent_told", "agent")).drop("agent_told")
     return inner.join(outer, on="group")
 
 

@@ -140,7 +140,7 @@ def recount_records(
 
 
 def _records(observed: pl.DataFrame, each: int) -> pl.DataFrame:
-    return observed.select(
+    return observed.filter(pl.col("role") != "outer").select(
         "emitter",
         "signal",
         pl.col("scope_version").alias("version"),

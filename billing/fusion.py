@@ -4,7 +4,8 @@ Fusion is a pure function of a set of observations and span links: the order of 
 batches, redelivery and late parents cannot change it. It joins, strongest first, on provider-minted ids, on
 ancestry within a trace and on fingerprints, and it refuses to join two records of one layer, two different
 ids of one kind, records whose tokens contradict each other, or records that do not overlap in time.
-Aggregates are never joined: one stands for itself until calls that it repeats are known.
+Aggregates are never joined: one stands for itself until calls that it repeats are known. What a call's own
+records leave open of who made it is taken from the spans around it (`billing.surroundings`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import polars as pl
 from billing import fingerprint
 from billing.ancestry import TRACE, nearest_above
 from billing.standing import covered
+from billing.surroundings import surrounded
 
 SLACK = timedelta(seconds=5)
 """How far apart two records of one call may lie: exporters stamp logs after the span they tell of."""
@@ -39,9 +41,12 @@ _EDGES = {"a": pl.UInt32, "b": pl.UInt32, "strength": pl.Int32}
 Edge = tuple[int, int]
 
 
-def fuse(observations: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+def fuse(
+    observations: pl.DataFrame, links: pl.DataFrame, *, settled: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """The observations in order of identity, with `group`, the row of the group's smallest identity, and
-    `stands`: false for an aggregate whose calls are known (its group is then one of theirs).
+    `stands`: false for what only tells who calls, and for an aggregate whose calls are known (its group is
+    then one of theirs) or that is `settled` (id_hi, id_lo): known to repeat calls which need not be here.
 
     What could not be believed is noted in `anomalies`.
     """
@@ -53,7 +58,8 @@ def fuse(observations: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
         labels = fingerprint.pair(calls, _joined(calls, labels, _compatible(calls, edges)))
     stands = np.ones(len(rows), dtype=np.bool_)
     if len(calls) < len(rows):
-        labels, stands = covered(rows, labels, links)
+        labels, stands = covered(rows, labels, links, settled=settled)
+        rows = surrounded(rows, labels, links, within=HORIZON)
     named = [pl.Series("group", labels, dtype=pl.UInt32), pl.Series("stands", stands)]
     return _noted(rows, calls).with_columns(*named).drop("row", "voice")
 
@@ -65,15 +71,13 @@ def voice() -> pl.Expr:
 
 
 def traces_to_walk(observations: pl.DataFrame) -> pl.DataFrame:
-    """The traces (trace_hi, trace_lo) in which ancestry can join or cover something: those with records of
-    two layers or more, or with an aggregate. Reads TRACE, `signal`, `layer`, `name` and `role`.
+    """The traces (trace_hi, trace_lo) in which ancestry can join, cover or tell something: those with records
+    of two layers or more, or with a span around calls. Reads TRACE, `signal`, `layer`, `name` and `role`.
     """
     told = observations.lazy().filter(pl.col("trace_lo").is_not_null()).with_columns(voice())
-    aggregate = (pl.col("role") == "aggregate").any()
-    several = told.group_by(TRACE).agg(
-        (pl.col("voice").n_unique() > 1).alias("layers"), aggregate.alias("agg")
-    )
-    return several.filter(pl.col("layers") | pl.col("agg")).select(TRACE).collect()
+    around = (pl.col("role") != "call").any()
+    several = told.group_by(TRACE).agg((pl.col("voice").n_unique() > 1) | around)
+    return several.filter("voice").select(TRACE).collect()
 
 
 def _noted(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import polars as pl
 
 from billing import emitters, spend, tables
 from billing.changes import Changed, reasons
-from billing.charges import COUNTED, Pricing, call_id, charge
+from billing.charges import Pricing, call_id, charge
 from billing.checkpoint import Checkpoints
 from billing.evidence import append_observations, keyed
 from billing.first_layout import take_over_first_layout
@@ -28,10 +28,9 @@ from billing.jobs import JobBook
 from billing.link_keeping import forget_links
 from billing.metrics import MetricBook, unseen_points
 from billing.plan_quota import HeaderReader, note_quotas
-from billing.related import IDENTITY, related, stored_links, unseen, window_of
-from billing.reread import Rereading, counted, retired, told_of, written_again
+from billing.related import IDENTITY, related, settled, stored_links, unseen, window_of
+from billing.reread import Rereading, retired, told_of, written_again
 from billing.rollup import SLOT
-from billing.standing import telling
 from billing.store import CALL_LISTS, OBSERVED, append, connect, frames, read
 from ingest.dialect import Dialects
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
@@ -278,9 +277,11 @@ class Ledger:
             told = reasons(removed, written, gone=retired(removed, reading.dropped))
             return told.with_columns(job_id=pl.lit(job_id))
 
-        now = counted(pl.concat([after, around])).select(*OBSERVED)
+        now = told_of(pl.concat([after, around])).select(*OBSERVED)
         known = pl.concat([before, after, around]).select(*OBSERVED)
-        removed, written, _ = self._fuse(now, pl.DataFrame(schema=LINKS), known, commit_no, noting)
+        removed, written, _ = self._fuse(
+            now, pl.DataFrame(schema=LINKS), known, commit_no, noting, settled=settled(self._db, around)
+        )
         emitters.recount_records(self._db, before=told_of(before), after=told_of(after))
         return Changed(
             *self._book_metrics(
@@ -330,12 +331,12 @@ class Ledger:
             seed = read(self._db, query, [started_at - HORIZON, started_at + HORIZON])
         if seed.is_empty():
             return seed
-        everything = pl.concat(
-            [seed, related(self._db, seed, pl.DataFrame(schema=LINKS)).select(seed.columns)]
-        )
-        fused = fuse(everything, stored_links(self._db, everything))
+        near = related(self._db, seed, pl.DataFrame(schema=LINKS)).select(seed.columns)
+        everything = pl.concat([seed, near])
+        fused = fuse(everything, stored_links(self._db, everything), settled=settled(self._db, near))
         group = fused.join(smallest, on=IDENTITY)["group"][0]
-        return fused.filter(pl.col("group") == group, "stands").drop("group", "stands")
+        members = fused.filter(pl.col("group") == group, "stands").select(IDENTITY)
+        return everything.join(members, on=IDENTITY, how="semi")
 
     def _write(self, batch: Batch, commit_no: int, now: datetime) -> Commit:
         if batch.has_telemetry or self._no_calls is None:
@@ -389,9 +390,11 @@ class Ledger:
         self, fresh: pl.DataFrame, links: pl.DataFrame, commit_no: int
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """The calls removed and written, and the fresh observations with what fusion noted about them."""
-        counted = fresh.select(*OBSERVED).filter((pl.col("role") == COUNTED) | telling())
-        old = related(self._db, counted, links)
-        removed, written, fused = self._fuse(pl.concat([counted, old]), links, old, commit_no)
+        told = fresh.select(*OBSERVED)
+        old = related(self._db, told, links)
+        removed, written, fused = self._fuse(
+            pl.concat([told, old]), links, old, commit_no, settled=settled(self._db, old)
+        )
         return removed, written, _noted(fresh, fused)
 
     def _fuse(
@@ -401,10 +404,14 @@ class Ledger:
         known: pl.DataFrame,
         commit_no: int,
         noting: Noting = _as_told,
+        *,
+        settled: pl.DataFrame,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """The calls removed and written, and the observations fused, of which `known` were stored before."""
+        """The calls removed and written, and the observations fused, of which `known` were stored before, and
+        `settled` are aggregates that calls elsewhere cover.
+        """
         walked = pl.concat([links.select(list(LINKS)), stored_links(self._db, everything)])
-        fused = fuse(everything, walked)
+        fused = fuse(everything, walked, settled=settled)
         charged = charge(fused, self._pricing, now=datetime.now(UTC))
         removed, written = self._revised(charged, known) if len(known) else (charged.clear(), charged)
         if len(removed):
@@ -417,7 +424,7 @@ class Ledger:
 
     def _keep_alone(self, fused: pl.DataFrame) -> None:
         """Remember which aggregates stand for calls not known, so that those can be looked for."""
-        aggregates = fused.filter(pl.col("role") != COUNTED)
+        aggregates = fused.filter(pl.col("role") == "aggregate")
         if aggregates.is_empty():
             return
         columns = [*IDENTITY, "trace_lo", "service", "session_id", "ended_at"]

@@ -41,6 +41,10 @@ TOKENS: Final = (
     *("output_tokens", "reasoning_tokens", "audio_input_tokens", "audio_output_tokens"),
 )
 _COST = "cost_usd"
+_OF_CALLS = (
+    "(role = 'call' OR (role = 'aggregate' AND (input_tokens IS NOT NULL OR output_tokens IS NOT NULL)))"
+)
+"""Which records tell of calls: a span of an agent that tells no tokens does not."""
 HOURS: Final[dict[str, pl.DataType]] = {
     "service": pl.String(),
     "instance": pl.String(),
@@ -351,7 +355,7 @@ class MetricBook:
             query = (
                 "SELECT DISTINCT service, instance, emitter, request_model, response_model, "
                 "date_trunc('hour', started_at) AS hour FROM observations o WHERE started_at BETWEEN ? AND ? "
-                "AND role <> 'ignored' AND EXISTS "
+                f"AND {_OF_CALLS} AND EXISTS "
                 "(SELECT 1 FROM touched t WHERE t.service IS NOT DISTINCT FROM o.service)"
             )
             found = read(self._db, query, [first - NEAR, last + NEAR + timedelta(hours=1)])

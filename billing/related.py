@@ -16,7 +16,7 @@ from billing.ancestry import TRACE
 from billing.charges import COUNTED, call_id
 from billing.fingerprint import INSTANT_SLACK, clustered, reach, told
 from billing.fusion import HORIZON, MAX_SHARED, SLACK, traces_to_walk
-from billing.standing import REACH
+from billing.standing import REACH, telling
 from billing.store import OBSERVED, frames, read, staged
 from ingest.observation import LINKS
 
@@ -44,6 +44,12 @@ WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND E
     AND NOT (p.all_response AND o.response_key IS NOT NULL)
     AND NOT (p.all_request AND o.request_key IS NOT NULL)
     AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event)))
+"""
+_AROUND = """
+SELECT o.rowid AS row FROM observations o
+WHERE o.started_at <= ? AND o.ended_at >= ? AND o.role IN ('aggregate', 'outer')
+  AND o.trace_lo IN (SELECT trace_lo FROM traces)
+  AND (o.id_hi, o.id_lo) NOT IN (SELECT (a.id_hi, a.id_lo) FROM aggregates_alone a)
 """
 _ALONE = """
 SELECT o.rowid AS row FROM observations o
@@ -158,8 +164,10 @@ def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: p
     lonely, crowded = _any_alone(connection), set[int]()
     for _ in range(_MAX_ROUNDS):
         keys = _Keys.of(frontier, places).without(crowded)
-        named = _able_to_join(_carrying(connection, keys, known, crowded), known, keys)
-        found = [named, _alike(connection, frontier)]
+        around = _around(connection, keys)
+        carrying = _carrying(connection, keys, known, crowded)
+        named = _able_to_join(carrying, pl.concat([known, around.select(known.columns)]), keys)
+        found = [named, around, _alike(connection, frontier)]
         if lonely:
             found.append(_alone(connection, frontier, keys))
         found.append(_repeated(connection, frontier))
@@ -169,8 +177,31 @@ def related(connection: duckdb.DuckDBPyConnection, fresh: pl.DataFrame, links: p
         news = news.unique(IDENTITY).join(known, on=IDENTITY, how="anti")
         if news.is_empty() or len(known) - len(fresh) + len(news) > _MAX_ROWS:
             break
-        known, frontier, places = pl.concat([known, news.select(known.columns)]), news, links.clear()
+        known, places = pl.concat([known, news.select(known.columns)]), links.clear()
+        frontier = news.join(around, on=IDENTITY, how="anti")
     return known.slice(len(fresh))
+
+
+def _around(connection: duckdb.DuckDBPyConnection, keys: _Keys) -> pl.DataFrame:
+    """Stored spans of these traces that lie around calls (of agents, turns, workflows) and stand for none."""
+    found = []
+    with frames(connection, traces=keys.traces):
+        for part, (low, high) in by_day(keys.asked, column="started_at"):
+            last = max(high, window_of(part, column="ended_at")[1])
+            found.append(read(connection, _AROUND, [last + HORIZON, low - HORIZON]))
+    return observations(connection, pl.concat(found).unique() if found else pl.DataFrame())
+
+
+def settled(connection: duckdb.DuckDBPyConnection, stored: pl.DataFrame) -> pl.DataFrame:
+    """Those (id_hi, id_lo) of stored aggregates that calls, not all of them here, have come to cover."""
+    aggregates = stored.filter(pl.col("role") == "aggregate").select(IDENTITY)
+    if aggregates.is_empty():
+        return aggregates
+    with frames(connection, told=aggregates):
+        alone = read(
+            connection, "SELECT id_hi, id_lo FROM aggregates_alone SEMI JOIN told USING (id_hi, id_lo)"
+        )
+    return aggregates.join(alone.cast(pl.UInt64), on=IDENTITY, how="anti")
 
 
 def _carrying(
@@ -278,7 +309,7 @@ def _alone(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame, keys: 
 
 def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> pl.DataFrame:
     """Stored calls within the time of these aggregates, of their session or with their figures."""
-    sums = frontier.filter(pl.col("role") != COUNTED).select(
+    sums = frontier.filter(pl.col("role") != COUNTED, telling()).select(
         *("service", "session_id", "input_tokens"),
         (pl.col("started_at") - REACH).alias("since"),
         (pl.col("ended_at") + REACH).alias("until"),

@@ -72,12 +72,6 @@ class Rereading:
         return Rereading(*(pl.concat(pair) for pair in pairs))
 
 
-def counted(observations: pl.DataFrame) -> pl.DataFrame:
-    """Those that are calls, or aggregates that tell tokens."""
-    telling = pl.col("input_tokens").is_not_null() | pl.col("output_tokens").is_not_null()
-    return observations.filter((pl.col("role") == "call") | ((pl.col("role") == "aggregate") & telling))
-
-
 def told_of(observations: pl.DataFrame) -> pl.DataFrame:
     """Those that tell of calls at all."""
     return observations.filter(pl.col("role") != IGNORED)
@@ -113,7 +107,7 @@ def written_again(
     around = reading.before.clear()
     while len(fresh):
         _rewrite(connection, fresh)
-        told = counted(pl.concat([seen.before, seen.after]))
+        told = told_of(pl.concat([seen.before, seen.after]))
         near = related(connection, told.select(*OBSERVED), pl.DataFrame(schema=LINKS))
         unread = _stored(connection, near.join(pl.concat([around, seen.after]), on=_IDENTITY, how="anti"))
         fresh = Rereading.of(connection, unread, dialects)

@@ -27,18 +27,22 @@ def telling() -> pl.Expr:
     return pl.col("input_tokens").is_not_null() | pl.col("output_tokens").is_not_null()
 
 
-def covered(rows: pl.DataFrame, labels: np.ndarray, links: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels that give each covered aggregate the group of a call that covers it, and which rows stand."""
-    aggregates = rows.filter(pl.col("role") == "aggregate")
-    useful = aggregates.filter(telling())
+def covered(
+    rows: pl.DataFrame, labels: np.ndarray, links: pl.DataFrame, *, settled: pl.DataFrame | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that give each covered aggregate the group of a call that covers it, and which rows stand.
+
+    An aggregate that is `settled` (id_hi, id_lo) covers those above it, and stands for nothing.
+    """
+    useful = rows.filter(pl.col("role") == "aggregate", telling())
+    standing = useful if settled is None else useful.join(settled, on=["id_hi", "id_lo"], how="anti")
     calls = rows.filter(pl.col("role") == "call")
     below = nearest_above(pl.concat([calls, useful]), useful, links)
-    alone = useful.join(below, left_on="row", right_on="row_b", how="anti")
+    alone = standing.join(below, left_on="row", right_on="row_b", how="anti")
     pairs = pl.concat([below, _accounted(alone, calls, labels)])
     heirs = pairs.group_by("row_b").agg(pl.col("row").min())
-    stands = np.ones(len(labels), dtype=np.bool_)
-    stands[aggregates["row"].to_numpy()] = False
-    stands[useful["row"].to_numpy()] = True
+    stands = (rows["role"] == "call").to_numpy().copy()
+    stands[standing["row"].to_numpy()] = True
     stands[heirs["row_b"].to_numpy()] = False
     return _inherited(labels, heirs), stands
 

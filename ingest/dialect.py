@@ -105,7 +105,7 @@ class _Access(_Table):
 class _Rule(_Table):
     signal: Literal["span", "log", "metric", "any"]
     first: bool = False
-    role: Literal["call", "aggregate", "metric", "ignore"]
+    role: Literal["call", "aggregate", "outer", "metric", "ignore"]
     scope: str | None = None
     scope_prefix: str | None = None
     names: list[str] = Field(default_factory=list)

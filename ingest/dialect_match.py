@@ -200,9 +200,12 @@ def _having(decoded: Decoded, *keys: int) -> Mask:
 
 
 def _unrecognised(decoded: Decoded, matched: Matched) -> pl.DataFrame:
-    """UNRECOGNISED: records without a rule that carry keys of a model call."""
+    """UNRECOGNISED: records that carry keys of a model call, and that no rule takes for more than outer."""
     records = decoded.columns.records
-    rows = np.flatnonzero((matched.rule == NO_RULE) & _having(decoded, *sorted(decoded.dialects.hints)))
+    unknown = np.array(
+        [rule.role == "outer" for rule in decoded.dialects.rules] + [True]
+    )  # the last: NO_RULE
+    rows = np.flatnonzero(unknown[matched.rule] & _having(decoded, *sorted(decoded.dialects.hints)))
     start = matched.name_start[rows]
     end = np.minimum(matched.name_end[rows], start + _NAME_BYTES)
     frame = pl.DataFrame(

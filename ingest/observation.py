@@ -33,7 +33,7 @@ OBSERVATIONS: Final[Schema] = {
     "layer": pl.String(),  # '<signal>:<scope>'; two records of one layer are never one call
     "emitter": pl.String(),
     "rank": pl.UInt8(),  # lower = better source of tokens
-    "role": pl.String(),  # 'call' or 'aggregate' (repeats its calls; never added to them)
+    "role": pl.String(),  # 'call', 'aggregate' (repeats its calls, is never added) or 'outer' (who calls)
     # Its place in a trace (a log's: the span it was written in).
     "trace_hi": pl.UInt64(),
     "trace_lo": pl.UInt64(),

@@ -40,7 +40,7 @@ __all__ = ["Observed", "observe"]
 _MAX_TIME_US: Final = 4_102_444_800_000_000  # 2100-01-01: a later clock is not believed
 _AHEAD_US: Final = 3_600_000_000  # a clock more than an hour ahead of ours is noted
 _MAX_DURATION_MS: Final = 30 * 86_400_000.0
-_CALLS: Final = frozenset({"call", "aggregate"})
+_CALLS: Final = frozenset({"call", "aggregate", "outer"})
 _METRICS: Final = frozenset({"metric"})
 _MAX_LABELS: Final = 32
 _HOST: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[^\]]*\]|[^/:?#]*)"
@@ -80,7 +80,7 @@ def _metric_points(decoded: Decoded, *, keep_emails: bool) -> pl.DataFrame:
 
 
 class _Observer:
-    """Builds the columns of the records that are calls or aggregates."""
+    """Builds the columns of the records that are calls, or that stand around them."""
 
     def __init__(
         self, decoded: Decoded, matched: Matched, *, roles: frozenset[str], keep_emails: bool

@@ -25,7 +25,8 @@ DIALECTS = ROOT / "ingest" / "dialects"
 HEAD = """# Emitters
 
 What tollbook understands of each emitter of telemetry. A **call** is one model call; an **aggregate** repeats
-calls and stands for them only until they are known; what is **ignored** is no call. *inclusive* input has its
+calls and stands for them only until they are known; what is **outer** stands around calls and tells whose
+they are (session, user, agent) where they do not; what is **ignored** is no call. *inclusive* input has its
 cached tokens inside, *exclusive* leaves them out; the ledger always has them inside. Emitters without a table
 are understood where they follow OpenTelemetry's `gen_ai` or OpenInference's conventions; what is not
 recognised is counted (`tollbook doctor`).
@@ -66,7 +67,8 @@ def _told() -> dict[str, dict[str, set[str]]]:
     }
     for folder in sorted(path.parent for path in CAPTURES.glob("*/expected.json")):
         observed = observe(decode(frames(folder.name)))
-        calls = observed.observations.select("emitter", "signal", "layer").unique()
+        known = observed.observations.filter(pl.col("role") != "outer")
+        calls = known.select("emitter", "signal", "layer").unique()
         for emitter, signal, layer in calls.iter_rows():
             found["signals"][emitter].add(signal)
             found["layers"][emitter].add(f"`{layer}`")
@@ -95,10 +97,13 @@ def _rule(rule: dict[str, Any], table: dict[str, Any]) -> str:
     which += ["named " + ", ".join(f"`{name}`" for name in rule["names"])] if rule.get("names") else []
     which += [f"whose operation is one of its {rule['operations']}s"] if rule.get("operations") else []
     which += ["with " + ", ".join(f"`{key}`" for key in rule["has"])] if rule.get("has") else []
+    which += ["with any of " + ", ".join(f"`{k}`" for k in rule["has_any"])] if rule.get("has_any") else []
+    which += [f"with `{text}` in `{key}`" for key, text in rule.get("contains", {}).items()]
+    which += ["that failed" if rule["failed"] else "that did not fail"] if "failed" in rule else []
     which += [f"where `{key}` is {' or '.join(words)}" for key, words in rule.get("where", {}).items()]
     emitter = rule.get("emitter") or table.get("emitters", {}).get(scope) or "by scope"
     role = "ignored" if rule["role"] == "ignore" else rule["role"]
-    if role == "ignored":
+    if role in ("ignored", "outer"):
         return f"| {' '.join(which)} | {role} | | | |"
     reads = [rule.get(part) or table.get(part, "inclusive") for part in ("input", "output")]
     return f"| {' '.join(which)} | {role} | {reads[0]} | {reads[1]} | {emitter} |"
