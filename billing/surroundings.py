@@ -3,7 +3,8 @@
 A call's own records come first, whichever of them tells; what none of them tells is taken from the nearest
 span above that does: an agent's, a turn's, a workflow's. Session and user hold for all that is done for them,
 across services; agent, team and the like within the service that says so. A model is taken only from a span
-under which no call of another model is known. It refuses to take tokens: those lie with the innermost record.
+under which no call of another model is known. It refuses to take tokens, which lie with the innermost record,
+but for parts of one call that only a sum tells: where the sum is that call's alone, figure by figure.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from billing.ancestry import nearest_above
 
 _EVERYWHERE = ("session_id", "user_id")
 _AT_HOME = ("agent", "account_id", "team", "project", "environment", "labels")
+_PARTS = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
 _MAX_NESTED = 64
 """Spans that name a model, one within the other, under which a call is still looked for."""
 
@@ -40,6 +42,7 @@ def surrounded(
     tree = _Tree(calls, around, links, within)
     told = [tree.told(name) for name in _EVERYWHERE]
     told += [tree.told(name, home=True) for name in _AT_HOME]
+    told += tree.parts(calls)
     filled = _with_model(_filled(calls, told), tree, within)
     return pl.concat([filled, around]).sort("row").drop("group")
 
@@ -66,6 +69,14 @@ class _Tree:
         """What the nearest span above each call that tells it says."""
         at = self.telling(self.around[name].is_not_null().to_numpy(), home=home)
         return self.around[name].gather(_nullable(at)).alias(name)
+
+    def parts(self, calls: pl.DataFrame) -> list[pl.Series]:
+        """The parts that the nearest sum above each call tells, where its input and output are the call's."""
+        at = _nullable(self.near_home)
+        same = [calls[c] == self.around[c].gather(at) for c in ("input_tokens", "output_tokens")]
+        alone = (same[0] & same[1]).fill_null(value=False)
+        parts = pl.DataFrame([self.around[name].gather(at).alias(name) for name in _PARTS])
+        return parts.select(pl.when(alone).then(name).alias(name) for name in _PARTS).get_columns()
 
     def telling(self, tells: np.ndarray, *, home: bool) -> np.ndarray:
         """The place of the nearest span above each call for which `tells` holds, -1 where there is none."""

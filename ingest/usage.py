@@ -45,7 +45,9 @@ def normalised(told: dict[str, Ints], conventions: Conventions, note: Note) -> d
     raw_output = tokens["output_tokens"]
     read, reasoning, total = tokens["cache_read_tokens"], tokens["reasoning_tokens"], tokens["total_tokens"]
     cached = np.maximum(read, 0) + np.maximum(write, 0)
-    whole_input = _inclusive_input(tokens["input_tokens"], cached, total, raw_output, conventions, note)
+    whole_input = _inclusive_input(
+        tokens["input_tokens"], cached, total, raw_output, reasoning, conventions, note
+    )
     _forget_nothing(whole_input, raw_output, note)
     output = _inclusive_output(raw_output, reasoning, total, whole_input, conventions, note)
     output[(output == UNTOLD) & (whole_input != UNTOLD) & conventions.no_output] = 0
@@ -85,12 +87,19 @@ def _cache_writes(tokens: dict[str, Ints]) -> Ints:
 
 
 def _inclusive_input(
-    told: Ints, cached: Ints, total: Ints, output: Ints, conventions: Conventions, note: Note
+    told: Ints,
+    cached: Ints,
+    total: Ints,
+    output: Ints,
+    reasoning: Ints,
+    conventions: Conventions,
+    note: Note,
 ) -> Ints:
     known = told != UNTOLD
     apart = known & conventions.input_excludes_cache
     below = known & ~apart & (told < cached)  # a whole cannot be smaller than its parts
-    sums_up = (total == told + cached + np.maximum(output, 0)) & (cached > 0)
+    rest = total - told - cached - np.maximum(output, 0)
+    sums_up = ((rest == 0) | (rest == np.maximum(reasoning, 0))) & (cached > 0)
     proven = below | known & ~apart & (total != UNTOLD) & (output != UNTOLD) & sums_up
     note(proven, "input_tokens:excludes_cache")
     return np.where(apart | proven, told + cached, told)

@@ -100,6 +100,21 @@ def test_a_nameless_call_takes_no_model_from_a_span_over_calls_of_several(parent
     assert told(long, step, nameless, same, later)["request_model"].to_list()[0] == "gpt-4o-mini"
 
 
+def test_parts_that_only_a_sum_tells_are_the_calls_where_the_sum_is_its_alone() -> None:
+    told_above = {"cache_read_tokens": 400, "reasoning_tokens": 60}
+    turn = around(1, role="aggregate", input_tokens=1000, output_tokens=100, **told_above)
+    leaf = call(2, 1, cache_read_tokens=None)
+    (found,) = told(turn, leaf).iter_rows(named=True)
+    assert (found["cache_read_tokens"], found["reasoning_tokens"], found["cache_write_tokens"]) == (
+        400,
+        60,
+        None,
+    )
+    assert told(turn, leaf | {"cache_read_tokens": 7})["cache_read_tokens"].to_list() == [7]
+    two = turn | {"input_tokens": 2000, "output_tokens": 200}
+    assert told(two, leaf, call(3, 1, cache_read_tokens=None))["cache_read_tokens"].to_list() == [None] * 2
+
+
 def test_spans_around_each_other_in_a_cycle_end() -> None:
     one, two = around(1, 2, session_id="s"), around(2, 1, user_id="u")
     (found,) = told(one, two, call(9, 1)).iter_rows(named=True)
