@@ -195,16 +195,13 @@ def _allowed(pairs: pl.DataFrame) -> pl.DataFrame:
     agree = [(pl.col(column) == pl.col(f"{column}_b")).fill_null(value=True) for column in _FACTS]
     apart = (pl.col("output_tokens") - pl.col("output_tokens_b")).abs().fill_null(0)
     reasoning = (apart == pl.col("reasoning_tokens")) | (apart == pl.col("reasoning_tokens_b"))
-    inside = (pl.col("since") <= pl.col("since_b")) & (pl.col("until") >= pl.col("until_b"))
-    around = (pl.col("since") >= pl.col("since_b")) & (pl.col("until") <= pl.col("until_b"))
-    placeholder = (apart == 1) & (inside | around)  # of a stream's first event, added to the figure
     voices = pl.col("voices").str.split("\n").list.set_intersection(pl.col("voices_b").str.split("\n"))
     distance = (pl.col("since") - pl.col("since_b")).abs() + (pl.col("until") - pl.col("until_b")).abs()
     return (
         pairs.filter(
             *agree,
             voices.list.len() == 0,
-            (apart == 0) | reasoning.fill_null(value=False) | placeholder,
+            (apart == 0) | reasoning.fill_null(value=False) | ((apart == 1) & _with_placeholder()),
             pl.col("since") <= pl.col("until_b"),
             pl.col("since_b") <= pl.col("until"),
         )
@@ -212,6 +209,15 @@ def _allowed(pairs: pl.DataFrame) -> pl.DataFrame:
         .sort("distance", "first", "row", "row_b")
         .select("row", "row_b")
     )
+
+
+def _with_placeholder() -> pl.Expr:
+    """Whether one may have added the 1 of Anthropic's `message_start` to the figure: one span in another."""
+    within = (pl.col("since") <= pl.col("since_b")) & (pl.col("until") >= pl.col("until_b"))
+    around = (pl.col("since") >= pl.col("since_b")) & (pl.col("until") <= pl.col("until_b"))
+    spans = ~pl.concat_str("voices", "voices_b").str.contains("log:", literal=True)
+    anthropic = pl.coalesce("family", "family_b") == "anthropic"
+    return spans & (within | around) & anthropic.fill_null(value=False)
 
 
 def _in_order(units: pl.DataFrame) -> pl.DataFrame:

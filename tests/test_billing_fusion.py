@@ -156,6 +156,18 @@ def test_what_a_fingerprint_does_not_join(other: dict[str, object]) -> None:
     assert groups(observation(instance="a"), observation(**{**LOG, "instance": "a", **other})) == [0, 1]
 
 
+def test_a_streams_placeholder_joins_spans_of_anthropic_within_each_other_only() -> None:
+    """Traceloop adds the 1 of `message_start` to a raw stream's output; the SDK's span beside it does not."""
+    told = {"provider_name": "anthropic", "output_tokens": 101}
+    within = {"started_at": NOON + timedelta(milliseconds=90), "ended_at": NOON + timedelta(milliseconds=950)}
+    sdk = observation(**within, provider_name="anthropic", layer="span:sdk.anthropic", response_id="msg_1")
+    assert groups(observation(**told), sdk) == [0, 0]
+    assert groups(observation(**told | {"output_tokens": 102}), sdk) == [0, 1]
+    assert groups(observation(output_tokens=101), sdk | {"provider_name": "openai"}) == [0, 1]
+    outlasting = sdk | {"ended_at": NOON + timedelta(seconds=2)}
+    assert groups(observation(**told), outlasting) == [0, 1]
+
+
 def test_a_framework_named_as_provider_contradicts_nothing() -> None:
     assert groups(observation(), observation(**LOG, provider_name="strands-agents")) == [0, 0]
 

@@ -373,7 +373,7 @@ def test_no_dialect_names_a_key_that_holds_content() -> None:
     inside = {name.partition("#")[2].rpartition("/")[2] for name in names if "#" in name}
     counts = r"tokens?(_above_1hr)?$|Tokens$|^(input|output|total|total_cost|reasoning|audio)$"
     facts = r"^(id|request_id|model|model_name|status_code|stream|service_?[tT]ier|api_base|)$"
-    counts += "|^cache_(read|creation)$"
+    counts += "|^cache_(read|creation)$|TokenCount$|^(in|out)put_(cache_read|cache_creation|reasoning)$"
     assert not [name for name in inside if not re.search(f"{counts}|{facts}", name)]
 
 
