@@ -24,6 +24,10 @@ TABLES = {
     "endpoints_regions": 192,
     "secret_redaction": 46,
     "url_safety": 81,
+    "caller_and_session": 29,
+    "routing_fallback_chain": 27,
+    "limits": 87,
+    "subscription_config": 104,
 }
 
 

@@ -90,6 +90,7 @@ _REQUEST_READERS: Final[Mapping[WireFormat, Callable[[Json, str], Request]]] = {
 _REQUEST_WRITERS: Final[Mapping[WireFormat, Callable[[Request], tuple[Json, list[str]]]]] = {
     _CHAT: chat_request.write,
     _RESPONSES: responses_request.write,
+    _MESSAGES: messages_request.write,
     _GOOGLE: google_request.write,
 }
 
