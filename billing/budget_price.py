@@ -143,14 +143,15 @@ def recognised(
     quote = quotes.quote(provider=told.get("provider"), model=model, at=now, usage=_usage(request))
     if request.model is not None and quote.resolution is not None:
         told |= _resolved(quote.resolution, model_told=request.scope.model is not None)
-    told |= _by_account(told, now=now, quotes=quotes)
+    if "account_id" in told and "access" not in told:
+        told |= _by_account(told, now=now, quotes=quotes)
     return told, quote
 
 
 def _by_account(told: Mapping[str, str], *, now: datetime, quotes: Quotes) -> dict[str, str]:
     """The access that the operator's accounts give the call, where the check does not tell."""
     ask = getattr(quotes, "account_access", None)
-    if ask is None or "access" in told or "account_id" not in told:
+    if ask is None:
         return {}
     access: str | None = ask(told["account_id"], provider=told.get("provider"), at=now)
     return {} if access is None else {"access": access}
@@ -179,7 +180,8 @@ def price(
 ) -> Costs:
     """The costs of a check's estimate; `told` are its dimensions."""
     estimate, access = request.estimate, told.get("access")
-    tokens = None if estimate is None or estimate.tokens is None else Decimal(estimate.tokens)
+    needed = None if estimate is None else estimate.tokens
+    tokens = None if needed is None else Decimal(needed)
     if access in _COSTLESS:
         return Costs(_ZERO, _ZERO, tokens)
     free = _ZERO if access in _COVERED else None

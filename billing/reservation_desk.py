@@ -179,9 +179,8 @@ class ReservationDesk:
         if self.used_up:
             judged.reply.used_up = used_up_for(self.used_up, judged.told, self._clock())
             judged.reply.advice += [each.sentence() for each in judged.reply.used_up]
-        if judged.reply.decision == "allow" and not any(
-            each.figures.shadow for each in judged.verdicts.values()
-        ):
+        shadows = [each for each in judged.reply.budgets if each.shadow]
+        if judged.reply.decision == "allow" and not shadows:
             return judged
         now = self._clock()
         advise(request, judged, self.book, now=now, quotes=self.quotes)

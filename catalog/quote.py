@@ -43,7 +43,6 @@ output).
 """
 
 _INFORMATION = frozenset({"reasoning"})
-_KNOWN = USAGE_PARTS.keys() | _INFORMATION
 _INPUT_PARTS = frozenset(
     ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_cache_read")
 )
@@ -251,9 +250,13 @@ def _reason(total: Decimal | None) -> str:
 
 
 def _parts(usage: Mapping[str, int]) -> dict[str, int]:
-    if not usage.keys() <= _KNOWN:
-        unknown = sorted(usage.keys() - _KNOWN)
-        raise ValueError(f"unknown usage {', '.join(unknown)}; known: {', '.join(USAGE_PARTS)}, reasoning")
-    if usage and min(usage.values()) < 0:
-        raise ValueError("usage counts cannot be negative")
-    return {USAGE_PARTS[name]: count for name, count in usage.items() if name in USAGE_PARTS}
+    parts: dict[str, int] = {}
+    for name, count in usage.items():
+        if count < 0:
+            raise ValueError("usage counts cannot be negative")
+        if (part := USAGE_PARTS.get(name)) is not None:
+            parts[part] = count
+        elif name not in _INFORMATION:
+            unknown = ", ".join(sorted(usage.keys() - USAGE_PARTS.keys() - _INFORMATION))
+            raise ValueError(f"unknown usage {unknown}; known: {', '.join(USAGE_PARTS)}, reasoning")
+    return parts
