@@ -148,7 +148,7 @@ def _wrong_facts(call: Call, row: Row) -> Iterator[str]:
     facts = {"provider": call["provider"]}
     if call["response_id_visible_in"]:
         facts["response_id"] = call["response_id"]
-    if call["session_id_source"] == "telemetry record of this call":
+    if (call["session_id_source"] or "").startswith("telemetry record"):
         facts["session_id"] = call["session_id"]
     if row["streaming"] is not None:
         facts["streaming"] = call["streaming"]
