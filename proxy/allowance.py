@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Final
 
-from billing.budget import BudgetError, CheckReply, CheckRequest
+from billing.budget import EXACT, BudgetError, CheckReply, CheckRequest
+from billing.plan_advice import used_up_for
 from billing.reservation_desk import ReservationDesk
 from proxy.exchange import Exchange, Target
 from proxy.failure import FailureKind
 from proxy.refusal import Refused
+from proxy.routes import When
 
 __all__ = ["Allowance", "input_estimate"]
 
@@ -55,6 +58,34 @@ class Allowance:
             raise _denied(reply)
         return reply.reservation_id
 
+    def unmet(self, exchange: Exchange, target: Target, when: When) -> str | None:
+        """What a target asks to be left and is not, in words; None if nothing is missing. From memory."""
+        if when.min_budget_left is None and when.plan_window_left is None:
+            return None
+        if not self._desk.ready:
+            return "what is left is not known yet: tollbook is starting"
+        return self._budget_short(exchange, target, when) or self._window_short(exchange, target, when)
+
+    def _budget_short(self, exchange: Exchange, target: Target, when: When) -> str | None:
+        if when.min_budget_left is None or self._desk.book.empty:
+            return None
+        request, least = _check(exchange, target), Decimal(when.min_budget_left)
+        for each in self._desk.book.check(request, datetime.now(UTC), self._desk.quotes).budgets:
+            if each.remaining is None:
+                return f"what is left of budget {each.id} is not known"
+            if Decimal(each.remaining) < EXACT.multiply(least, Decimal(each.limit)):
+                return f"of budget {each.id} {each.remaining} of {each.limit} is left"
+        return None
+
+    def _window_short(self, exchange: Exchange, target: Target, when: When) -> str | None:
+        if when.plan_window_left is None:
+            return None
+        told = _scope(exchange, target)
+        used_up = used_up_for(self._desk.used_up, told, datetime.now(UTC))
+        if when.plan_window_left:
+            return used_up[0].sentence() if used_up else None
+        return None if used_up else "every window of its plan has something left"
+
     async def release(self, reservation_id: str) -> None:
         """The call was not made: nothing reached the provider."""
         try:
@@ -71,7 +102,8 @@ def _denied(reply: CheckReply) -> Refused:
     return Refused(FailureKind.BUDGET_EXCEEDED, f"{reply.reason}{when}", code=code, retry_after_s=wait)
 
 
-def _check(exchange: Exchange, target: Target) -> CheckRequest:
+def _scope(exchange: Exchange, target: Target) -> dict[str, Any]:
+    """What budgets and plans know a call by."""
     caller = exchange.caller
     scope: dict[str, Any] = {**caller.said, "provider": target.provider}
     if caller.service and "agent" not in scope:
@@ -84,10 +116,14 @@ def _check(exchange: Exchange, target: Target) -> CheckRequest:
         scope["access"] = target.access
     if caller.labels:
         scope["labels"] = dict(list(caller.labels.items())[:8])
+    return scope
+
+
+def _check(exchange: Exchange, target: Target) -> CheckRequest:
     output = exchange.said.max_output_tokens
     return CheckRequest.model_validate(
         {
-            "scope": scope,
+            "scope": _scope(exchange, target),
             "model": target.model[:256],
             "estimate": {
                 "input_tokens": input_estimate(exchange.body),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from proxy.allowance import input_estimate
+from proxy.allowance import Allowance, input_estimate
 from proxy.choice import Chooser
 from proxy.exchange import Exchange, Target
 from proxy.failure import Failure, FailureKind
@@ -56,10 +56,11 @@ class Plan:
 class Planner:
     """Plans by the routes and, where there is none, by the catalogue."""
 
-    def __init__(self, chooser: Chooser, table: RouteTable, health: Health) -> None:
+    def __init__(self, chooser: Chooser, table: RouteTable, health: Health, allowance: Allowance) -> None:
         self.chooser = chooser
         self.table = table
         self._health = health
+        self._allowance = allowance
         self._chance = random.Random()  # noqa: S311  # to spread calls, not to guard them
 
     def plan(self, exchange: Exchange) -> Plan:
@@ -120,4 +121,6 @@ class Planner:
             )
         except Refused as refused:
             return Step(None, str(refused), rule)
+        if missing := self._allowance.unmet(exchange, target, rule.when):
+            return Step(None, missing, rule)
         return Step(target, None, rule, self._health.resting(target))

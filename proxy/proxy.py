@@ -65,10 +65,11 @@ class Proxy:
         inflight = InFlight(data_dir / "proxy" / "in-flight", slots=limits.max_in_flight_calls)
         self._recorder = Recorder(journal, inflight)
         upstream = Upstream(limits.timeouts)
+        self._allowance = Allowance(desk)
         self._lists = ModelLists(upstream, self.vault)
         self.carrier = Carrier(
             self.planner,
-            allowance=Allowance(desk),
+            allowance=self._allowance,
             upstream=upstream,
             recorder=self._recorder,
             max_answer_bytes=limits.max_answer_bytes,
@@ -83,7 +84,7 @@ class Proxy:
             raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=1)
         if self._known is None or self._known.chooser.catalogue.quotes is not quotes:
             chooser = Chooser(Catalogue(quotes), self.vault, DoorSettings(self.routes.doors))
-            self._known = Planner(chooser, self.routes.table, self.carrier.health)
+            self._known = Planner(chooser, self.routes.table, self.carrier.health, self._allowance)
         return self._known
 
     async def _list_models(self, caller: Caller) -> tuple[Headers, bytes]:

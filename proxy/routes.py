@@ -9,7 +9,7 @@
     [[route.target]]
     provider = "anthropic"
     may_cost = true                 # a metered target after a plan's
-    when = { max_input_tokens = 200000 }
+    when = { max_input_tokens = 200000, min_budget_left = "0.1" }
 
 The first route that fits is taken, exact names before patterns. Targets are tried in order; neighbours with a
 `weight` share their place by chance. What fails goes on to the next target only for the kinds of failure in
@@ -40,12 +40,15 @@ __all__ = ["Route", "RouteTable", "TargetRule", "When"]
 RouteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ClockTime = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
+Fraction = Annotated[str, StringConstraints(pattern=r"^(0(\.\d{1,6})?|1(\.0{1,6})?)$")]
+"""A decimal from 0 to 1, written as text, as amounts are."""
+
 ANOTHER_MAY: Final = tuple(kind for kind in FailureKind if kind.another_may_serve)
 
 
 class When(Strict):
-    """What a call must be like for a target; what is left out does not matter. Times: `from` until `until`,
-    over midnight where `until` is earlier.
+    """What a call must be like for a target, and what must be left for it; what is not said does not matter.
+    Times: `since` until `until`, over midnight where `until` is earlier.
     """
 
     headers: dict[Name, Name] = Field(default_factory=dict)
@@ -57,6 +60,10 @@ class When(Strict):
     since: ClockTime | None = None
     until: ClockTime | None = None
     time_zone: Name = "UTC"
+    min_budget_left: Fraction | None = None
+    """What every budget that covers the call must have left at least, as a fraction of its limit."""
+    plan_window_left: bool | None = None
+    """Whether every window of the target's plan must have something left, or one of them must be used up."""
 
     @field_validator("time_zone")
     @classmethod

@@ -62,6 +62,27 @@ when = { max_input_tokens = 100 }
 [[route.target]]
 provider = "openai"
 model = "gpt-4.1"
+
+[[route]]
+name = "while-it-lasts"
+models = ["lasting"]
+[[route.target]]
+provider = "kimi-for-coding"
+model = "kimi-k2"
+when = { plan_window_left = true }
+[[route.target]]
+provider = "anthropic"
+model = "claude-opus-4-5"
+credential = "caller"
+may_cost = true
+"""
+ACCOUNTS = """
+[[account]]
+id = "kimi"
+provider = "kimi-for-coding"
+access = "subscription"
+plan = "kimi-for-coding"
+windows = [{ id = "5h", size = "1", unit = "requests" }]
 """
 DOORS = ("openai", "anthropic", "google", "kimi-for-coding", "groq")
 
@@ -125,7 +146,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with model_server() as models:
         write_doors(data_dir, models.url)
         keep_key(data_dir, "kimi-for-coding", VAULT_KEY)
-        with House(data_dir) as house:
+        (data_dir.parent / "accounts.toml").write_text(ACCOUNTS)
+        config = data_dir.parent / "tollbook.toml"
+        config.write_text(f'[catalog]\naccounts = "{data_dir.parent / "accounts.toml"}"\n')
+        with House(data_dir, "--config", str(config)) as house:
             house.wait_ready()
             yield Place(house, models)
 
@@ -342,8 +366,9 @@ def test_a_door_that_always_streams_is_a_document_to_who_asked_for_one(place: Pl
 
 def test_models_are_listed_by_names_that_mean_one_thing(place: Place) -> None:
     listed = [model.id for model in place.openai().models.list()]
-    assert listed == ["code", "free", "sized", "kimi-for-coding/listed-model", "openai/listed-model"]
-    assert [model.id for model in place.anthropic("tollbook").models.list()][-1] == listed[3]
+    providers = ["kimi-for-coding/listed-model", "openai/listed-model"]
+    assert listed == ["code", "free", "sized", "lasting", *providers]
+    assert [model.id for model in place.anthropic("tollbook").models.list()][-1] == providers[0]
     asked = [each for each in place.models.arrived if each.path.endswith("/models")]
     assert len(asked) == 2, "the second time they are remembered"
 
@@ -396,6 +421,30 @@ def test_a_route_falls_to_what_costs_only_where_it_says_so(place: Place) -> None
     tried = place.calls("provider = 'kimi-for-coding' AND http_status = 429")
     assert (served["cost_status"], tried[-1]["billed_cost_usd"]) == ("priced", "0.000000000000")
     assert b'proxy_fallbacks_total{to_paid="true"} 1' in place.metrics()
+
+
+def test_a_plan_that_is_used_up_is_told_of_and_passed_over(place: Place) -> None:
+    """From a call's record over the ledger's windows to the front: the advice of a check, and the route."""
+    asked = said(model="kimi-for-coding/kimi-k2", max_tokens=9)
+    assert place.post("/v1/messages", asked, authorization="Bearer tollbook")[0] == 200
+    scope = {"provider": "kimi-for-coding", "access": "subscription", "account_id": "default"}
+    check = {"scope": scope, "estimate": {"usd": "0"}}
+
+    def told() -> list[dict[str, Any]]:
+        windows: list[dict[str, Any]] = place.house.post("/api/v1/budgets/check", check)["used_up"]
+        return windows
+
+    place.until(lambda: bool(told()), "the window is told of as used up")
+    assert [(each["quota"], each["plan_id"]) for each in told()] == [("5h", "kimi-for-coding")]
+    lasting = {**asked, "model": "lasting"}
+    status, headers, _ = place.post("/v1/messages", lasting, x_api_key=ANTHROPIC_KEY)
+    assert (status, headers["tollbook-provider"], headers["tollbook-route"]) == (
+        200,
+        "anthropic",
+        "while-it-lasts",
+    )
+    explained = place.house.post("/api/v1/routes/explain", {"model": "lasting", "path": "/v1/messages"})
+    assert "5h window of Kimi" in explained["steps"][0]["why_not"]
 
 
 def test_conditions_choose_the_target(place: Place) -> None:

@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import ValidationError
 
+from billing.plan_advice import windows_told
+from billing.reservation_desk import ReservationDesk
 from catalog.endpoints import Endpoint
 from catalog.quote import Quotes
 from ingest.call_report import CallSpan, encode
+from proxy.allowance import Allowance
 from proxy.caller import read_caller
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
 from proxy.choice import Chooser
@@ -36,7 +39,7 @@ from proxy.outgoing import outgoing
 from proxy.plan import Planner
 from proxy.refusal import Refused
 from proxy.route_files import RouteFiles, RoutesFileError
-from proxy.routes import Route, RouteTable
+from proxy.routes import Route, RouteTable, When
 from proxy.secret import Secret
 from proxy.upstream import Upstream
 from proxy.vault import Entry, Vault, VaultError
@@ -311,9 +314,21 @@ def test_routes_defined_by_the_api_come_first_and_survive(tmp_path: Path) -> Non
     assert files.delete("b") and not files.delete("a") and not RouteFiles(tmp_path).own
 
 
-def _plan(catalogue: Catalogue, vault: Vault, route: dict[str, Any], told: Exchange, health: Health) -> Any:
+def _plan(
+    catalogue: Catalogue,
+    vault: Vault,
+    route: dict[str, Any],
+    told: Exchange,
+    health: Health,
+    desk: ReservationDesk | None = None,
+) -> Any:
     table = RouteTable([Route.model_validate({"name": "r", "models": ["m"], **route})])
-    return Planner(Chooser(catalogue, vault, DoorSettings()), table, health).all_steps(told)
+    allowance = Allowance(desk or ReservationDesk(_never))
+    return Planner(Chooser(catalogue, vault, DoorSettings()), table, health, allowance).all_steps(told)
+
+
+async def _never(body: bytes) -> int:
+    raise AssertionError(body)
 
 
 def test_what_costs_never_takes_a_plans_place_unless_told(
@@ -348,6 +363,43 @@ def test_conditions() -> None:
     assert "between" in (rule.when.unmet(told, input_tokens=10, now=noon) or "")
     assert "x-tier" in (rule.when.unmet(exchange("m"), input_tokens=10, now=night) or "")
     assert "fewer" in (rule.when.unmet(told, input_tokens=9, now=night) or "")
+
+
+def test_what_is_left_chooses_the_target(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of every budget that covers the call, and a plan whose windows have something left."""
+    monkeypatch.setenv("K", "key")
+    vault, desk = Vault(tmp_path), ReservationDesk(_never)
+    for provider, access in (("zai-coding-plan", "subscription"), ("openai", "payg")):
+        vault.add(Entry(provider, access, env="K"))
+    plan = {"provider": "zai-coding-plan", "when": {"plan_window_left": True}}
+    metered = {"provider": "openai", "may_cost": True, "when": {"min_budget_left": "0.2"}}
+    cheap = {"provider": "openai", "model": "gpt-5-nano", "may_cost": True}
+
+    def served(team: str) -> list[str | None]:
+        told = exchange("m", x_tollbook_team=team)
+        steps = _plan(catalogue, vault, {"target": [plan, metered, cheap]}, told, Health(), desk).steps
+        return [step.why_not for step in steps]
+
+    assert "starting" in (served("a")[0] or "")
+    spent = {"bucket_s": 0, "amount": "8.5", "unpriced": 0}
+    budget = {"id": "purse", "scope": {"team": "a"}, "limit": "10", "period": "total"}
+    entry = {"budget": budget, "offset": 1, "spend": [spent]}
+    desk.take_snapshot({"seq": 0, "offset": 1, "at_s": 0, "budgets": [entry], "holds": []})
+    assert served("a") == [None, "of budget purse 1.5 of 10 is left", None]
+    assert served("b") == [None, None, None]
+    seat = {"plan_id": "p", "plan": "GLM Coding", "provider": "zai-coding-plan", "account_id": None}
+    desk.used_up = windows_told([{**seat, "quota": "5h", "resets_at": "2999-01-01T00:00:00+00:00"}])
+    assert served("b")[0] == "the 5h window of GLM Coding is used up until 2999-01-01T00:00:00Z"
+    plan["when"] = {"plan_window_left": False}
+    assert served("b")[0] is None
+
+
+@pytest.mark.parametrize("when", [{"min_budget_left": 0.2}, {"min_budget_left": "1.5"}, {"budget": "0.2"}])
+def test_conditions_are_read_strictly(when: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        When.model_validate(when)
 
 
 def test_weights_share_a_place() -> None:
