@@ -491,7 +491,8 @@ async def test_waits_have_an_end() -> None:
         assert b"[DONE]" in await _asked(models.url, "slowly", idle_s=2.0)
         with pytest.raises(TooSlow, match="did not answer"):
             await _asked(models.url, "stall", first_byte_s=0.2)
-        for timeouts in ({"idle_s": 0.1}, {"total_s": 0.5}):
+        limits: list[dict[str, Any]] = [{"idle_s": 0.1}, {"total_s": 0.5}]
+        for timeouts in limits:
             with pytest.raises(TooSlow, match="in the middle"):
                 await _asked(models.url, "slowly", **timeouts)
         with pytest.raises(Broken):
