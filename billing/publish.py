@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,8 +40,15 @@ _ALL_SLOTS = "SELECT DISTINCT date_trunc('hour', started_at) AS slot FROM calls"
 
 _ATTACHED = "BLOCK_SIZE 65536, RECOVERY_MODE 'no_wal_writes'"
 """A publication touches many small tables, each with blocks of its own, and ends with a checkpoint anyway."""
-_COMPACT_GROWN_BYTES = 8 << 20
-"""What the staging file may have grown by, beyond double its size, until it is put together again."""
+_GROWN_BYTES = 4 << 20
+_GROWN = 2
+_GROWN_BUSY = 8
+"""The staging file is put together again when it has grown by so much, to so many times what it was then.
+
+That takes a second where there is much of it, so while much comes it waits: nobody sees anything meanwhile.
+"""
+_BUSY_S = 0.2
+"""How long it takes to follow the ledger where much comes."""
 
 log = logging.getLogger("tollbook.publish")
 
@@ -77,8 +85,9 @@ class Publisher:
 
     def publish(self) -> int:
         """Bring the published file up to the ledger's last commit; the journal position it now shows."""
+        began = time.monotonic()
         position = self._follow()
-        self._write_out()
+        self._write_out(_GROWN_BUSY if time.monotonic() - began > _BUSY_S else _GROWN)
         _replace(self._staging, self._published)
         return position
 
@@ -87,12 +96,12 @@ class Publisher:
         """The size of what is copied."""
         return self._checkpoints.file_bytes
 
-    def _write_out(self) -> None:
-        """Have the staging file hold all, and no more than about three times what it needs."""
-        self._checkpoints.fold()
-        if self._checkpoints.file_bytes > 2 * self._compact_bytes + _COMPACT_GROWN_BYTES:
-            self._checkpoints.compact()
-            self._compact_bytes = self._checkpoints.file_bytes
+    def _write_out(self, grown: int) -> None:
+        if self.file_bytes <= grown * (self._compact_bytes + _GROWN_BYTES):
+            self._checkpoints.fold()
+            return
+        self._checkpoints.compact()
+        self._compact_bytes = self.file_bytes
 
     def _attach(self) -> None:
         self._staging.parent.mkdir(parents=True, exist_ok=True)
