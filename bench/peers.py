@@ -1,14 +1,15 @@
 """Peers, each installed into an environment of its own and started as its users would.
 
 rotel is a collector written in Rust; with its blackhole exporter it parses and batches what it acknowledges,
-and stores nothing. Phoenix stores spans in SQLite. A peer that does not install or start is `PeerMissing`,
-with the reason: the report names it.
+and stores nothing. Phoenix stores spans in SQLite. LiteLLM carries live calls. A peer that does not install
+or start is `PeerMissing`, with the reason: the report names it.
 """
 
 # ruff: noqa: S310, S603  # the commands and addresses are our own
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sqlite3
@@ -208,3 +209,40 @@ class Phoenix:
     ) -> None:
         self._process.end()
         self._data.cleanup()
+
+
+class LiteLLM:
+    """`litellm --config`, one worker, one model: the model server that tollbook talks to as well.
+
+    A release before the compromised 1.107.0, which its index has taken back; whichever installs.
+    """
+
+    name = "litellm"
+    wanted: Final = "litellm[proxy]<1.107"
+
+    def __init__(self, folder: Path, model_url: str) -> None:
+        home = environment(folder, "litellm", wanted=self.wanted)
+        self.version = installed_version(home, "litellm")
+        self._config = tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=folder)  # noqa: SIM115
+        model = {"model": "openai/gpt-5", "api_base": f"{model_url}/v1", "api_key": "sk-bench"}
+        served = {"model_name": "gpt-5", "litellm_params": model}
+        keyless = {"dangerously_permit_weak_or_unset_master_key": True}
+        json.dump({"model_list": [served], "general_settings": keyless}, self._config)
+        self._config.flush()
+        port = free_port()
+        self.http = f"http://127.0.0.1:{port}"
+        command = [str(home / "bin" / "litellm"), "--config", self._config.name, "--num_workers", "1"]
+        environ = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        self._process = Process([*command, *where, "--telemetry", "False"], environ=environ)
+        self.pid = self._process.pid
+        self._process.wait_listening(port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.end()
+        self._config.close()

@@ -2,7 +2,8 @@
 
 The same client talks to the same model server, directly and through tollbook. At a fixed rate the difference
 is what an agent waits longer; at full speed on one machine it is mostly the queue of the others, so that is
-where throughput and CPU are read. Every call must be in the ledger afterwards.
+where throughput and CPU are read. Every call must be in the ledger afterwards. LiteLLM's proxy carries the
+same streams in the same run, at a tenth of the rate, which is what it can carry without a queue.
 """
 
 # ruff: noqa: S603  # the commands are our own
@@ -17,13 +18,16 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from bench import process_tree
-from bench.plan import Run
+from bench.peers import LiteLLM, PeerMissing
+from bench.plan import Figures, Run
 from bench.server import BenchError, Tollbook, end
 
 PART: Final = "live calls"
 CONNECTIONS: Final = (1, 16, 64)
 PACED_PER_S: Final = 100.0
 FULL_SPEED_CONNECTIONS: Final = 16
+PEER_CONNECTIONS: Final = (1, 16)
+PEER_PACED_PER_S: Final = 10.0
 PATH: Final = "/v1/chat/completions"
 
 
@@ -37,13 +41,57 @@ def measure(run: Run) -> None:
                 streams += _paced(run, house, model, connections)
             streams += _full_speed(run, house, model)
             _verify(house, streams)
+        _measure_peer(run, model)
+
+
+def _measure_peer(run: Run, model: str) -> None:
+    """The same through LiteLLM's proxy, where it installs."""
+    try:
+        with LiteLLM(run.folder, model) as peer:
+            run.versions["litellm"] = peer.version
+            for connections in PEER_CONNECTIONS:
+                _paced_peer(run, peer, model, connections)
+            _full_speed_peer(run, peer)
+    except PeerMissing as reason:
+        run.missing["litellm"] = str(reason)
+        run.say(f"litellm is missing: {reason}")
+
+
+def _paced_peer(run: Run, peer: LiteLLM, model: str, connections: int) -> None:
+    pace = (connections, run.lengths.check_s, PEER_PACED_PER_S)
+    _load(peer.http + PATH, connections, 1.0, PEER_PACED_PER_S)
+    figures = _added(_load(model + PATH, *pace), _load(peer.http + PATH, *pace))
+    pace_told = f"{PEER_PACED_PER_S:.0f}/s, {peer.name}"
+    run.keep(PART, {"connections": str(connections), "pace": pace_told}, figures)
+
+
+def _full_speed_peer(run: Run, peer: LiteLLM) -> None:
+    before = sum(process_tree.cpu_s(peer.pid).values())
+    through = _load(peer.http + PATH, FULL_SPEED_CONNECTIONS, run.lengths.check_s, 0.0)
+    used = sum(process_tree.cpu_s(peer.pid).values()) - before
+    figures = {
+        "streams/s": through["streams"] / through["seconds"],
+        "streams per CPU-second": through["streams"] / used if used else None,
+        "CPU us/stream": used / through["streams"] * 1e6,
+        "p50 ms": through["p50_ms"],
+        "p99 ms": through["p99_ms"],
+    }
+    labels = {"connections": str(FULL_SPEED_CONNECTIONS), "pace": f"full speed, {peer.name}"}
+    run.keep(PART, labels, figures)
 
 
 def _paced(run: Run, house: Tollbook, model: str, connections: int) -> int:
     pace = (connections, run.lengths.check_s, PACED_PER_S)
     _load(house.http + PATH, *pace[:1], 0.5, PACED_PER_S)
     direct, through = _load(model + PATH, *pace), _load(house.http + PATH, *pace)
-    figures = {
+    labels = {"connections": str(connections), "pace": f"{PACED_PER_S:.0f}/s"}
+    run.keep(PART, labels, _added(direct, through))
+    return int(through["streams"])
+
+
+def _added(direct: dict[str, Any], through: dict[str, Any]) -> Figures:
+    """What the way through adds to the direct one."""
+    return {
         "added p50 ms": through["p50_ms"] - direct["p50_ms"],
         "added p99 ms": through["p99_ms"] - direct["p99_ms"],
         "p50 ms": through["p50_ms"],
@@ -51,8 +99,6 @@ def _paced(run: Run, house: Tollbook, model: str, connections: int) -> int:
         "direct p50 ms": direct["p50_ms"],
         "direct p99 ms": direct["p99_ms"],
     }
-    run.keep(PART, {"connections": str(connections), "pace": f"{PACED_PER_S:.0f}/s"}, figures)
-    return int(through["streams"])
 
 
 def _full_speed(run: Run, house: Tollbook, model: str) -> int:
