@@ -410,7 +410,7 @@ async def test_too_much_in_memory_is_429(tmp_path: Path) -> None:
     async with receivers(tmp_path, Limits(max_held_bytes=100_000)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
         writer.write(
-            b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: 200000\r\n\r\n" + b" " * 150_000
         )
         async with asyncio.timeout(5):
