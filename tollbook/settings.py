@@ -107,7 +107,7 @@ class LedgerSettings(Section):
     """How the ledger loads and publishes."""
 
     batch_bytes: Positive = Field(
-        default=16 * MIB, description="telemetry loaded in one transaction, at most"
+        default=10 * MIB, description="telemetry loaded in one transaction, at most"
     )
     gather_s: Annotated[float, Field(ge=0)] = Field(
         default=0.05, description="wait for more telemetry before loading a batch"
