@@ -69,15 +69,8 @@ def _full_speed_peer(run: Run, peer: LiteLLM) -> None:
     before = sum(process_tree.cpu_s(peer.pid).values())
     through = _load(peer.http + PATH, FULL_SPEED_CONNECTIONS, run.lengths.check_s, 0.0)
     used = sum(process_tree.cpu_s(peer.pid).values()) - before
-    figures = {
-        "streams/s": through["streams"] / through["seconds"],
-        "streams per CPU-second": through["streams"] / used if used else None,
-        "CPU us/stream": used / through["streams"] * 1e6,
-        "p50 ms": through["p50_ms"],
-        "p99 ms": through["p99_ms"],
-    }
     labels = {"connections": str(FULL_SPEED_CONNECTIONS), "pace": f"full speed, {peer.name}"}
-    run.keep(PART, labels, figures)
+    run.keep(PART, labels, _carried(through, used_s=used))
 
 
 def _paced(run: Run, house: Tollbook, model: str, connections: int) -> int:
@@ -107,16 +100,20 @@ def _full_speed(run: Run, house: Tollbook, model: str) -> int:
     before = process_tree.cpu_s(house.pid)["front"]
     through = _load(house.http + PATH, *pace)
     used = process_tree.cpu_s(house.pid)["front"] - before
-    figures = {
-        "streams/s": through["streams"] / through["seconds"],
-        "streams per CPU-second": through["streams"] / used if used else None,
-        "CPU us/stream": used / through["streams"] * 1e6,
-        "p50 ms": through["p50_ms"],
-        "p99 ms": through["p99_ms"],
-        "direct streams/s": direct["streams"] / direct["seconds"],
-    }
+    figures = _carried(through, used_s=used) | {"direct streams/s": direct["streams"] / direct["seconds"]}
     run.keep(PART, {"connections": str(FULL_SPEED_CONNECTIONS), "pace": "full speed"}, figures)
     return int(through["streams"])
+
+
+def _carried(through: dict[str, Any], *, used_s: float) -> Figures:
+    """What was carried at full speed, and what CPU it took."""
+    return {
+        "streams/s": through["streams"] / through["seconds"],
+        "streams per CPU-second": through["streams"] / used_s if used_s else None,
+        "CPU us/stream": used_s / through["streams"] * 1e6,
+        "p50 ms": through["p50_ms"],
+        "p99 ms": through["p99_ms"],
+    }
 
 
 def _verify(house: Tollbook, streams: int) -> None:

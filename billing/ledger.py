@@ -228,6 +228,7 @@ class Ledger:
             raise
         self._feed.committed()
         self._commit_no += 1
+        self._fold(above_bytes=_FOLD_ABOVE_BYTES)
         return commit
 
     def rehearse(self, work: Work) -> Changed:

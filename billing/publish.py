@@ -86,9 +86,10 @@ class Publisher:
     def publish(self) -> int:
         """Bring the published file up to the ledger's last commit; the journal position it now shows."""
         began = time.monotonic()
-        position = self._follow()
+        commit_no, position = self._follow()
         self._write_out(_GROWN_BUSY if time.monotonic() - began > _BUSY_S else _GROWN)
         _replace(self._staging, self._published)
+        self.commit_no = commit_no  # not before it is on disk: the ledger forgets what it was told of
         return position
 
     @property
@@ -142,22 +143,22 @@ class Publisher:
             self._db.execute(statement)
         self._db.execute(_UNPRICED_VIEW)
 
-    def _follow(self) -> int:
-        """Apply the commits that staging has not seen, in one transaction."""
+    def _follow(self) -> tuple[int, int]:
+        """Apply the commits that staging has not seen, in one transaction; the last one and its position."""
         self._db.execute("BEGIN TRANSACTION")
         try:
-            position = self._apply(since=int(self._meta("commit_no") or 0))
+            reached = self._apply(since=int(self._meta("commit_no") or 0))
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
-        return position
+        return reached
 
     def _meta(self, key: str) -> str | None:
         row = self._db.execute(f"SELECT value FROM {STAGING}.meta WHERE key = ?", [key]).fetchone()
         return str(row[0]) if row else None
 
-    def _apply(self, *, since: int) -> int:
+    def _apply(self, *, since: int) -> tuple[int, int]:
         commit_no, position = self._last_commit()
         if commit_no > since:
             self._seals.follow(since)
@@ -169,8 +170,7 @@ class Publisher:
         self.plans.refresh(datetime.now(UTC))
         spend.publish(self._db, STAGING)
         self._write_meta(commit_no, position)
-        self.commit_no = commit_no
-        return position
+        return commit_no, position
 
     def _note_changes(self, since: int) -> None:
         dirty = read(self._db, "SELECT min(slot) AS slot FROM dirty_slots WHERE commit_no > ?", [since])

@@ -33,6 +33,8 @@ FAILED_S: Final = 30.0
 WAIT_S: Final = 8.0
 MAX_LIST_BYTES: Final = 8 << 20
 MAX_MODELS: Final = 5000
+MAX_REMEMBERED: Final = 1000
+"""Lists of providers, each as a key opens it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class ModelLists:
         if known is None or known.until_s < time.monotonic():
             ids = await self._asked(source)
             fresh = FRESH_S if ids is not None else FAILED_S
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
             known = self._known[place] = _Listed(time.monotonic() + fresh, ids)
         return known.ids
 

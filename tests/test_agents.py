@@ -17,10 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.house import House
-from tests.model_server import model_server
 from tests.node import installed
-from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, write_doors
+from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, place_in
 
 pytestmark = pytest.mark.skipif(
     "AGENTS" not in os.environ, reason="AGENTS is not set (make agents): it installs two agents by npm"
@@ -127,15 +125,10 @@ def programs() -> Path:
 @pytest.fixture(scope="module")
 def place(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     del programs  # where they cannot be had, no house is built
-    data_dir = tmp_path_factory.mktemp("agents") / "data"
-    data_dir.mkdir()
-    with model_server() as models:
-        write_doors(data_dir, models.url)
-        with House(data_dir) as house:
-            house.wait_ready()
-            yield Place(house, models)
-            command = [sys.executable, "-m", "tollbook.cli", "sql", BILL, "--url", house.http]
-            subprocess.run(command, check=True, timeout=60)
+    with place_in(tmp_path_factory.mktemp("agents")) as made:
+        yield made
+        command = [sys.executable, "-m", "tollbook.cli", "sql", BILL, "--url", made.house.http]
+        subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("kind", [ClaudeCode, Codex])

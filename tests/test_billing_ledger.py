@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from billing.checkpoint import Checkpoints
 from billing.evidence import with_attributes
 from billing.layout import LedgerLocked
 from billing.ledger import Batch, Ledger
@@ -271,6 +272,54 @@ def test_a_lost_staging_file_is_built_again(tmp_path: Path, ledger: Ledger) -> N
         assert reader.execute(
             "SELECT (SELECT sum(calls) FROM usage_hourly), count(*) FROM calls"
         ).fetchone() == (32, 32)
+
+
+def test_what_a_killed_publisher_had_not_written_out_is_not_forgotten(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, published = tmp_path / "staging" / "u.duckdb", tmp_path / "usage.duckdb"
+    cursor = ledger.cursor()
+    ledger.load(batch(observations(*ROWS[:20]), links(*BETWEEN)))
+    publisher = Publisher(cursor, staging=staging, published=published, epoch="e")
+    publisher.publish()
+    on_disk = staging.read_bytes()
+    ledger.load(batch(observations(*ROWS), links(*BETWEEN)))
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "fold", _killed)
+        with pytest.raises(_Killed):
+            publisher.publish()
+    long_ago = NOON - timedelta(days=400)
+    ledger.forget_old_evidence(
+        links_before=long_ago, observations_before=long_ago, published_commit=publisher.commit_no
+    )
+    cursor.execute("DETACH staging")
+    staging.write_bytes(on_disk)
+    Publisher(cursor, staging=staging, published=published, epoch="e").publish()
+    with duckdb.connect(str(published), read_only=True) as reader:
+        [summed] = reader.execute("SELECT sum(calls), sum(input_tokens) FROM usage_hourly").fetchall()
+        [counted] = reader.execute("SELECT count(*), sum(input_tokens) FROM calls").fetchall()
+    assert summed == counted
+    assert counted[0] == len(calls(ledger))
+
+
+class _Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def _killed(_checkpoints: Checkpoints) -> None:
+    raise _Killed
+
+
+def test_the_log_is_folded_after_a_batch_and_after_a_slice_of_a_job(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billing.ledger._FOLD_ABOVE_BYTES", 0)
+    log = tmp_path / "ledger.duckdb.wal"
+    ledger.load(batch(observations(*ROWS), links(*BETWEEN)))
+    assert not log.exists() or not log.stat().st_size
+    ledger.rewrite(ledger.nothing)
+    assert not log.exists() or not log.stat().st_size
+    assert len(calls(ledger)) == 32
 
 
 def test_the_published_file_holds_no_evidence(tmp_path: Path, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -89,10 +90,11 @@ DOORS = ("openai", "anthropic", "google", "kimi-for-coding", "groq")
 
 @dataclass
 class Place:
-    """A running house and the providers behind it."""
+    """A running house, the providers behind it, and the clients that the tests opened, closed at the end."""
 
     house: House
     models: ModelServer
+    opened: ExitStack
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, str], bytes]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -133,10 +135,12 @@ class Place:
             time.sleep(0.02)
 
     def openai(self, key: str = OPENAI_KEY, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.house.http}/v1", api_key=key, max_retries=0, **options)
+        client = openai.OpenAI(base_url=f"{self.house.http}/v1", api_key=key, max_retries=0, **options)
+        return self.opened.enter_context(client)
 
     def anthropic(self, key: str = ANTHROPIC_KEY, **options: Any) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=self.house.http, api_key=key, max_retries=0, **options)
+        client = anthropic.Anthropic(base_url=self.house.http, api_key=key, max_retries=0, **options)
+        return self.opened.enter_context(client)
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +153,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         (data_dir.parent / "accounts.toml").write_text(ACCOUNTS)
         config = data_dir.parent / "tollbook.toml"
         config.write_text(f'[catalog]\naccounts = "{data_dir.parent / "accounts.toml"}"\n')
-        with House(data_dir, "--config", str(config)) as house:
+        with House(data_dir, "--config", str(config)) as house, ExitStack() as opened:
             house.wait_ready()
-            yield Place(house, models)
+            yield Place(house, models, opened)
+
+
+@contextmanager
+def place_in(folder: Path) -> Iterator[Place]:
+    """A house in a folder, whose doors are open and which holds no key."""
+    data_dir = folder / "data"
+    data_dir.mkdir()
+    with model_server() as models:
+        write_doors(data_dir, models.url)
+        with House(data_dir) as house, ExitStack() as opened:
+            house.wait_ready()
+            yield Place(house, models, opened)
 
 
 def write_doors(data_dir: Path, url: str) -> None:

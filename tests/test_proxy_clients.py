@@ -24,10 +24,8 @@ from google.genai.types import (
     Type,
 )
 
-from tests.house import House
 from tests.model_answers import TEXT
-from tests.model_server import model_server
-from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, said, write_doors
+from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, place_in, said
 
 GOOGLE_KEY = "AIza" + "m" * 35
 ASK = 'call weather {"city": "Aachen"}'
@@ -38,17 +36,13 @@ MODELS = {"chat": "gpt-5", "responses": "gpt-5", "messages": "claude-opus-4-5", 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    data_dir = tmp_path_factory.mktemp("clients") / "data"
-    data_dir.mkdir()
-    with model_server() as models:
-        write_doors(data_dir, models.url)
-        with House(data_dir) as house:
-            house.wait_ready()
-            yield Place(house, models)
+    with place_in(tmp_path_factory.mktemp("clients")) as made:
+        yield made
 
 
 def google(place: Place) -> genai.Client:
-    return genai.Client(api_key=GOOGLE_KEY, http_options=HttpOptions(base_url=place.house.http))
+    options = HttpOptions(base_url=place.house.http)
+    return place.opened.enter_context(genai.Client(api_key=GOOGLE_KEY, http_options=options))
 
 
 # A conversation with a tool: the model calls it, is told what it answered, and says its text.
@@ -151,7 +145,7 @@ def test_google_genai(place: Place) -> None:
 def test_google_genai_speaks_to_another_providers_model(place: Place) -> None:
     """Gemini's own path names a provider and its model; the answer is Gemini's again."""
     options = HttpOptions(base_url=place.house.http)
-    client = genai.Client(api_key=ANTHROPIC_KEY, http_options=options)
+    client = place.opened.enter_context(genai.Client(api_key=ANTHROPIC_KEY, http_options=options))
     chunks = list(
         client.models.generate_content_stream(model="anthropic/claude-opus-4-5", contents="say hello")
     )

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import House
 from tests.model_answers import TEXT
-from tests.model_server import model_server
 from tests.node import JS, installed
-from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, write_doors
+from tests.test_proxy_carry import ANTHROPIC_KEY, OPENAI_KEY, Place, place_in
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +23,8 @@ def packages() -> Path:
 @pytest.fixture(scope="module")
 def place(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     del packages  # where there is no Node, no house is built
-    data_dir = tmp_path_factory.mktemp("node") / "data"
-    data_dir.mkdir()
-    with model_server() as models:
-        write_doors(data_dir, models.url)
-        with House(data_dir) as house:
-            house.wait_ready()
-            yield Place(house, models)
+    with place_in(tmp_path_factory.mktemp("node")) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

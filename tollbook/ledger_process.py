@@ -41,6 +41,8 @@ PUBLISH_REST = 0.5
 """After a publication, rest this many times as long as it took, so that publishing never takes over."""
 PUBLISH_REST_BEHIND = 12
 """The same while a backlog waits to be loaded: what is not in the ledger cannot be shown at all."""
+PUBLISH_REST_MOST_S = 30.0
+"""No rest is longer, whatever had held the publication up."""
 PUBLISH_BYTES_PER_S = 128 << 20
 """How fast copies are written at most: a big file is published less often, for the sake of the disk."""
 BEHIND_BATCHES = 4
@@ -270,9 +272,10 @@ class LedgerProcess:
 
     def _rest_from_publishing(self, took_s: float) -> None:
         """Rest after a publication that took so long."""
-        until = time.monotonic() + PUBLISH_REST_BEHIND * took_s
+        until = time.monotonic() + min(PUBLISH_REST_BEHIND * took_s, PUBLISH_REST_MOST_S)
         copied_s = self._publisher.file_bytes / PUBLISH_BYTES_PER_S
-        time.sleep(max(self._config.publish_interval_s - took_s, PUBLISH_REST * took_s, copied_s))
+        rest_s = max(self._config.publish_interval_s - took_s, PUBLISH_REST * took_s, copied_s)
+        time.sleep(min(rest_s, PUBLISH_REST_MOST_S))
         while self._is_behind() and not self._stopping and time.monotonic() < until:
             time.sleep(self._config.publish_interval_s)
 
