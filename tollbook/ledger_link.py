@@ -32,8 +32,8 @@ ANSWER_TIMEOUT_S = 10.0
 MAX_JOBS = 100
 """Jobs that the front knows; older ones are in the table `jobs`."""
 STOP_TIMEOUT_S = 30.0
-LEDGER_ENVIRONMENT = {"POLARS_MAX_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
-"""Two threads compute as fast as this machine class allows, and two heaps give back more than eight."""
+LEDGER_ENVIRONMENT = {"POLARS_MAX_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+"""A batch is small: other threads cost more than they save. Two heaps give back more than eight."""
 
 
 class LedgerGone(Exception):

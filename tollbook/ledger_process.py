@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import gc
 import logging
 import os
 import socket
@@ -148,6 +149,8 @@ class LedgerProcess:
                 "catalog": self._catalog.version,
             }
         )
+        gc.collect()
+        gc.freeze()  # what is loaded stays loaded: the collector need not walk it with each batch
         publishing = threading.Thread(target=self._publish_forever, name="publish", daemon=True)
         publishing.start()
         self._load_forever()
