@@ -9,6 +9,7 @@ commit that is half applied.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from billing.reservation import (
 from billing.reservation_hold import Hold, Settled, microseconds, moment
 
 __all__ = ["ReservationDesk"]
+
+log = logging.getLogger("tollbook.budgets")
 
 Append = Callable[[bytes], Awaitable[int]]
 _US = 1_000_000
@@ -82,6 +85,7 @@ class ReservationDesk:
         self._ready_from = ready_from
         self._clock = clock
         self._writing: dict[str, asyncio.Future[None]] = {}
+        self._abandoned: set[asyncio.Task[ReservationReply]] = set()
         self._deltas: deque[Mapping[str, Any]] = deque()
         self._applying = False
         self._snapshots = 0
@@ -223,10 +227,27 @@ class ReservationDesk:
         hold = self._new_hold(request, judged, digest)
         self.book.reserve(hold, judged)
         reply.reservation_id, reply.expires_at = hold.id, moment(hold.expires_us)
-        await self._write(hold, _reserve_record(hold), undo=lambda: self.book.let_go(hold))
+        try:
+            await self._write(hold, _reserve_record(hold), undo=lambda: self.book.let_go(hold))
+        except asyncio.CancelledError:
+            if hold.key is None:
+                self._abandon(hold)
+            raise
         hold.written = True
         self.reservations += 1
         return reply
+
+    def _abandon(self, hold: Hold) -> None:
+        """Whoever asked has gone, nobody knows its id: let go of it. Where that fails it expires."""
+
+        def gone(task: asyncio.Task[ReservationReply]) -> None:
+            self._abandoned.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.warning("an abandoned reservation stays until it expires: %s", error)
+
+        task = asyncio.create_task(self.release(hold.id))
+        self._abandoned.add(task)
+        task.add_done_callback(gone)
 
     def _new_hold(self, request: CheckRequest, judged: Judged, digest: str) -> Hold:
         at_us = microseconds(self._clock())

@@ -43,17 +43,21 @@ class Allowance:
         """The reservation that holds what the call may need; None where no budget covers it."""
         if exchange.operation.counts_tokens:
             return None
+        if not self._desk.ready:
+            raise Refused(FailureKind.OVERLOADED, "tollbook is starting; ask again", retry_after_s=1)
+        if self._desk.book.empty:
+            return None
+        request = _check(exchange, target)
         try:
-            if not self._desk.ready:
-                raise Refused(FailureKind.OVERLOADED, "tollbook is starting; ask again", retry_after_s=1)
-            if self._desk.book.empty:
-                return None
-            request = _check(exchange, target)
             if not self._desk.book.check(request, datetime.now(UTC), self._desk.quotes).budgets:
                 return None
             reply = await self._desk.check(request)
         except BudgetError as error:
             raise Refused(FailureKind.OVERLOADED, str(error), retry_after_s=error.retry_after_s) from None
+        except Exception as error:  # the disk: what cannot be written down is not promised
+            log.error("a reservation could not be written: %s", error)
+            sentence = "what the call may need could not be reserved; ask again"
+            raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=2) from None
         if reply.decision == "deny":
             raise _denied(reply)
         return reply.reservation_id

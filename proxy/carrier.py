@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from catalog.errors import EndpointError
 from proxy.allowance import Allowance
@@ -29,14 +28,13 @@ from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.relay import ErrorAnswer, Passage, inflated, relay_refusal
 from proxy.translate import CannotCarry
-from proxy.upstream import Upstream
+from proxy.upstream import NothingSent, Upstream
 
 __all__ = ["Carrier", "Counts"]
 
 log = logging.getLogger("tollbook.proxy")
 
 MAX_ERROR_BYTES: Final = 1 << 20
-RETRY_S: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -144,25 +142,25 @@ class Carrier:
         except Refused:
             self._release(attempt)
             raise
+        local = attempt.target.is_local
         try:
-            answer = await self._send(sent, attempt.target)
+            answer = await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=local)
         except UpstreamError as error:
             return await self._no_answer(exchange, attempt, error)
+        except NothingSent:
+            self._recorder.end(exchange, attempt, Outcome.UNSENT)
+            self._release(attempt)
+            raise
         except asyncio.CancelledError:
             self._left(exchange, attempt)
             raise
         try:
             return await self._answered(exchange, attempt, sent, answer, client)
+        except Exception:  # a fault of ours: the provider was called all the same
+            self._recorder.end(exchange, attempt, Outcome.BROKEN)
+            raise
         finally:
             answer.close()
-
-    async def _send(self, sent: Outgoing, target: Target) -> Answer:
-        """Send the request; once more where the provider has certainly seen nothing of it."""
-        try:
-            return await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=target.is_local)
-        except Unreachable:
-            await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311  # to spread, not to guard
-            return await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=target.is_local)
 
     async def _answered(
         self, exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, client: Client
@@ -192,6 +190,7 @@ class Carrier:
         provider, now = attempt.target.provider, datetime.now(UTC)
         attempt.failure = classify(provider, answer.status, answer.headers, plain, now=now)
         self._recorder.end(exchange, attempt, Outcome.REFUSED)
+        await self._released(attempt)
         _keep_words(exchange, attempt, sent, answer, body)
         return attempt.failure
 
@@ -203,6 +202,8 @@ class Carrier:
         attempt.failure = classify(provider, 200, answer.headers, error.body, now=now)
         attempt.status = attempt.failure.status
         self._recorder.end(exchange, attempt, Outcome.REFUSED)
+        if attempt.told is None or not attempt.told.usage_known:
+            await self._released(attempt)
         _keep_words(exchange, attempt, sent, answer, error.raw)
         return attempt.failure
 
@@ -215,7 +216,7 @@ class Carrier:
         attempt.failure = failure(kind, str(error))
         self._recorder.end(exchange, attempt, outcome)
         if outcome is Outcome.UNREACHABLE:
-            self._release(attempt)
+            await self._released(attempt)
         return attempt.failure
 
     def _prepared(self, exchange: Exchange, attempt: Attempt) -> Outgoing:
@@ -225,20 +226,24 @@ class Carrier:
             self._release(attempt)
             raise Refused(FailureKind.INVALID_REQUEST, str(error)) from None
 
-    def _release(self, attempt: Attempt) -> None:
-        """Nothing reached the provider: what was held for it is free."""
-        if attempt.reservation_id is not None:
-            self._later(self._allowance.release(attempt.reservation_id))
+    def _release(self, attempt: Attempt) -> asyncio.Task[None] | None:
+        """Nothing reached the provider, or it took nothing on: what was held for it is free."""
+        if attempt.reservation_id is None:
+            return None
+        task = asyncio.create_task(self._allowance.release(attempt.reservation_id))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
+
+    async def _released(self, attempt: Attempt) -> None:
+        """The same, done when this returns: the next target may need it."""
+        if (releasing := self._release(attempt)) is not None:
+            await asyncio.shield(releasing)
 
     def _left(self, exchange: Exchange, attempt: Attempt) -> None:
         """The caller has gone, or the house stops."""
         outcome = Outcome.STOPPED if self.stopping else Outcome.CLIENT_LEFT
         self._recorder.end(exchange, attempt, outcome)
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
 
     async def close(self) -> None:
         """Wait for what is being released, then close the connections."""

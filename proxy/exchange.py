@@ -97,6 +97,7 @@ class Outcome(StrEnum):
     ANSWERED = "answered"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
+    UNSENT = "unsent"
     TIMED_OUT = "timed_out"
     BROKEN = "broken"
     CLIENT_LEFT = "client_left"

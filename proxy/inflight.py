@@ -21,7 +21,8 @@ from zlib import crc32
 
 __all__ = ["InFlight", "TooManyInFlight"]
 
-PAGE_BYTES: Final = 4096
+PAGE_BYTES: Final = 8192
+"""Holds what a caller may say of itself, all of it at its longest."""
 SYNC_EVERY_S: Final = 1.0
 _HEAD: Final = struct.Struct("<II")
 _EMPTY: Final = bytes(_HEAD.size)
@@ -71,8 +72,11 @@ class InFlight:
         return slot
 
     def keep(self, slot: int, record: bytes) -> None:
-        """Write down what became of the call."""
-        self._write(2 * slot + 1, record)
+        """Write down what became of the call. If a provider told more than a page holds, the first record
+        stays until the journal has the true one.
+        """
+        if len(record) <= PAGE_BYTES - _HEAD.size:
+            self._write(2 * slot + 1, record)
 
     def _write(self, page: int, record: bytes) -> None:
         if len(record) > PAGE_BYTES - _HEAD.size:

@@ -17,6 +17,7 @@ from .json_values import object_in, objects
 from .wire import WireFormat
 
 _IDENTITY_EVENTS: Final = 8  # an id that did not come within so many events does not come
+_MAX_WORD: Final = 200
 _ENDS: Final = ("message_stop", "response.completed", "response.incomplete")
 _FAILS: Final = ("error", "response.failed")
 _TRAFFIC: Final = {"ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex"}
@@ -132,7 +133,7 @@ class Reading:
 
     def _name(self, key: str, value: Any, *, once: bool = False) -> None:
         if isinstance(value, str) and value and not (once and key in self._words):
-            self._words[key] = value
+            self._words[key] = value[:_MAX_WORD]
 
 
 def usages_in(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[dict[str, Any]]:

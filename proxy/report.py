@@ -31,6 +31,8 @@ REQUEST_ID_HEADERS: Final = (
 )
 _MAX_HEADERS: Final = 1000
 _MAX_TEXT: Final = 200
+_NEVER_SENT: Final = {Outcome.UNREACHABLE: "APIConnectionError", Outcome.UNSENT: "cancelled"}
+"""Outcomes of calls of which no provider has seen anything, and what such an error is called."""
 
 
 def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
@@ -45,7 +47,7 @@ def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
             name=f"{operation} {attempt.target.model}"[:_MAX_TEXT],
             start_ns=attempt.started_ns,
             end_ns=max(time.time_ns(), attempt.started_ns),
-            failed=failed or attempt.outcome is Outcome.UNREACHABLE,
+            failed=failed or attempt.outcome in _NEVER_SENT,
             attributes={
                 "gen_ai.operation.name": operation,
                 **_whose(exchange),
@@ -94,7 +96,7 @@ def _target(exchange: Exchange, attempt: Attempt) -> dict[str, Value | None]:
         "tollbook.credential_kind": target.key_prefix,
         "tollbook.route": exchange.route,
         "tollbook.attempt": attempt.number,
-        "tollbook.fallback_from": attempt.fallback_from,
+        "tollbook.fallback_from": attempt.fallback_from and attempt.fallback_from[:_MAX_TEXT],
         "tollbook.reservation_id": attempt.reservation_id,
     }
 
@@ -103,16 +105,13 @@ def _answer(attempt: Attempt) -> dict[str, Value | None]:
     told, headers = attempt.told, attempt.headers
     first = attempt.first_byte_s
     kind = attempt.failure.kind if attempt.failure is not None else None
-    unreachable = attempt.outcome is Outcome.UNREACHABLE
     return {
         "tollbook.outcome": str(attempt.outcome),
         "http.response.status_code": attempt.status,
-        "error.type": "APIConnectionError"
-        if unreachable
-        else str(kind)
-        if _refused(attempt) and kind
-        else None,
-        "tollbook.request_id": next((headers[name] for name in REQUEST_ID_HEADERS if name in headers), None),
+        "error.type": _NEVER_SENT.get(attempt.outcome, str(kind) if _refused(attempt) and kind else None),
+        "tollbook.request_id": next(
+            (headers[name][:_MAX_TEXT] for name in REQUEST_ID_HEADERS if name in headers), None
+        ),
         "gen_ai.response.time_to_first_chunk": None if first is None else max(first - attempt.started_s, 0.0),
         "gen_ai.response.id": told.response_id if told else None,
         "gen_ai.response.model": told.response_model if told else None,

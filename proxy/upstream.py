@@ -5,12 +5,14 @@ resolves to at that moment: names are resolved here, and connections made to the
 Nothing is redirected, cached or taken from the environment. Requests are written as they are handed in;
 whatever would be no header is refused.
 
-Errors: `Unreachable` (nothing was sent: safe to try elsewhere), and those of `connection`.
+Errors: `Unreachable` (nothing was sent: safe to try elsewhere), and those of `connection`. Who is cancelled
+before anything was sent is told so by `NothingSent`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import ssl
@@ -27,13 +29,18 @@ from proxy.caller import Headers
 from proxy.connection import Answer, Connection, Timeouts, Unreachable
 from proxy.url_safety import is_metadata, is_public
 
-__all__ = ["Upstream"]
+__all__ = ["NothingSent", "Upstream"]
 
 KEPT_S: Final = 15.0
 """How long a connection without a call is kept, about: providers close theirs after some while."""
 RESOLVED_S: Final = 30.0
 NEXT_ADDRESS_S: Final = 0.25
+RETRY_S: Final = 0.1
 _HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)+\r\n")
+
+
+class NothingSent(asyncio.CancelledError):
+    """Cancelled while the connection was being made: the provider has seen nothing of the call."""
 
 
 class Origin(NamedTuple):
@@ -64,7 +71,7 @@ class Upstream:
         head = b"".join(lines)
         if _HEAD.fullmatch(head) is None:
             raise Unreachable("a header or the URL of the call cannot be sent as it is")
-        connection = self._kept(origin) or await self._connected(origin)
+        connection = self._kept(origin) or await self._reached(origin)
         return await connection.ask(head + body)
 
     def _kept(self, origin: Origin) -> Connection | None:
@@ -90,6 +97,17 @@ class Upstream:
             if not idle:
                 del self._idle[origin]
         self._sweeping = loop.call_later(KEPT_S / 2, self._sweep) if self._idle else None
+
+    async def _reached(self, origin: Origin) -> Connection:
+        """A new connection, tried for twice: nothing was sent. Raises Unreachable and NothingSent."""
+        try:
+            try:
+                return await self._connected(origin)
+            except Unreachable:
+                await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311  # to spread, not to guard
+                return await self._connected(origin)
+        except asyncio.CancelledError:
+            raise NothingSent from None
 
     async def _connected(self, origin: Origin) -> Connection:
         try:

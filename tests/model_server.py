@@ -54,9 +54,10 @@ class Arrived:
 
 @dataclass
 class ModelServer:
-    """The address of a running server, what arrived there and what it sent."""
+    """The address of a running server, what arrived there, what it made of that and what it sent."""
 
     url: str = ""
+    made: list[tuple[Arrived, Answer]] = field(default_factory=list)
     arrived: list[Arrived] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
     left: int = 0
@@ -71,7 +72,8 @@ class ModelServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.arrived.append(Arrived(request.path, request.query_string, headers, body))
+        arrived = Arrived(request.path, request.query_string, headers, body)
+        self.arrived.append(arrived)
         if request.path.endswith("/models"):
             return web.json_response({"object": "list", "data": [{"id": "listed-model", "object": "model"}]})
         dialect = _dialect(request.path)
@@ -87,6 +89,7 @@ class ModelServer:
             return web.json_response({"totalTokens" if dialect == "google" else "input_tokens": 7})
         model = told.get("model") or request.path.rpartition("/")[2].partition(":")[0]
         answer = Answer(next(self._numbers), model, 10 + len(json.dumps(told)) % 90, _tool(script))
+        self.made.append((arrived, answer))
         if not _streams(request, told) and script != "stream anyway":
             return self._whole(dialect, answer)
         asked = bool((told.get("stream_options") or {}).get("include_usage"))

@@ -31,17 +31,19 @@ from proxy.choice import Chooser
 from proxy.connection import Broken, Timeouts, TooSlow, Unreachable
 from proxy.doors import Door, DoorSettings
 from proxy.edits import with_model, with_stream_usage
-from proxy.exchange import CredentialKind, Exchange
+from proxy.exchange import Attempt, CredentialKind, Exchange
 from proxy.failure import FailureKind, failure
 from proxy.health import Health
 from proxy.inflight import PAGE_BYTES, InFlight, TooManyInFlight
 from proxy.outgoing import outgoing
 from proxy.plan import Planner
 from proxy.refusal import Refused
+from proxy.report import record_of
 from proxy.route_files import RouteFiles, RoutesFileError
 from proxy.routes import Route, RouteTable, When
 from proxy.secret import Secret
 from proxy.upstream import Upstream
+from proxy.usage import Told
 from proxy.vault import Entry, Vault, VaultError
 from proxy.wire import WireFormat, operation_of, said
 from tests.model_server import model_server
@@ -142,6 +144,27 @@ async def test_what_was_on_its_way_is_found_again_and_nothing_else(tmp_path: Pat
     left = {slots[0]: b"one, and what came of it", slots[3]: b"four", slots[4]: b"five"}
     assert second.interrupted == left, "a torn record is none"
     assert not {second.put(b"new"), second.put(b"new")} & left.keys()
+
+
+def test_whatever_a_caller_says_of_itself_fits_a_page(catalogue: Catalogue, tmp_path: Path) -> None:
+    """Everything at its longest; what a provider tells beyond that waits for the journal."""
+    long = "\N{EURO SIGN}" * 42
+    names = ("team", "project", "environment", "agent", "user", "account", "session")
+    told = {f"x_tollbook_{name}": long for name in names}
+    told |= {f"x_tollbook_label_{number}{'n' * 80}": long for number in range(20)}
+    told |= {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "authorization": "Bearer sk-proj-mine"}
+    calling = exchange("openai/" + "\N{EURO SIGN}" * 500, **told)
+    target = Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(calling)
+    attempt = Attempt(target, fallback_from="f" * 5000, reservation_id="r" * 64)
+    calling.route = "r" * 64
+    inflight = InFlight(tmp_path / "in-flight", slots=1)
+    slot = inflight.put(record_of(calling, attempt))
+    words = dict.fromkeys(("response_id", "response_model", "service_tier", "region"), "€" * 200)
+    attempt.told, attempt.status = Told(**words), 200
+    attempt.headers = {"x-request-id": "i" * 9000, **{f"x-codex-{n}": "9" * 100 for n in range(50)}}
+    inflight.keep(slot, record_of(calling, attempt))
+    inflight.keep(slot, b"more than a page" * 1000)
+    assert InFlight(tmp_path / "in-flight", slots=1).interrupted[slot]
 
 
 def _tear(path: Path, *, page: int) -> None:
