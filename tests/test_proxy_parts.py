@@ -146,7 +146,7 @@ async def test_what_was_on_its_way_is_found_again_and_nothing_else(tmp_path: Pat
     assert not {second.put(b"new"), second.put(b"new")} & left.keys()
 
 
-def test_whatever_a_caller_says_of_itself_fits_a_page(catalogue: Catalogue, tmp_path: Path) -> None:
+async def test_whatever_a_caller_says_of_itself_fits_a_page(catalogue: Catalogue, tmp_path: Path) -> None:
     """Everything at its longest; what a provider tells beyond that waits for the journal."""
     long = "\N{EURO SIGN}" * 42
     names = ("team", "project", "environment", "agent", "user", "account", "session")
@@ -164,6 +164,7 @@ def test_whatever_a_caller_says_of_itself_fits_a_page(catalogue: Catalogue, tmp_
     attempt.headers = {"x-request-id": "i" * 9000, **{f"x-codex-{n}": "9" * 100 for n in range(50)}}
     inflight.keep(slot, record_of(calling, attempt))
     inflight.keep(slot, b"more than a page" * 1000)
+    inflight.close()
     assert InFlight(tmp_path / "in-flight", slots=1).interrupted[slot]
 
 
