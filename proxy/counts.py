@@ -231,6 +231,8 @@ def _reported_cost(usage: Flat) -> Decimal | None:
 
 def _first(usage: Flat, keys: tuple[str, ...]) -> int | None:
     """The first count that is more than zero; else 0 if any of the keys told it; else None."""
+    if usage.keys().isdisjoint(keys):
+        return None
     found = [count for key in keys if (count := _count(usage.get(key))) is not None]
     return next((count for count in found if count), 0 if found else None)
 

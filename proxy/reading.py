@@ -6,14 +6,13 @@ keys tell which. It keeps ids, names and numbers, no content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
 from .counts import Counts, Flat, counts_of, flattened, merged
-from .json_values import object_in, objects
+from .json_values import objects
 from .wire import WireFormat
 
 _IDENTITY_EVENTS: Final = 8  # an id that did not come within so many events does not come
@@ -73,6 +72,11 @@ class Reading:
         """Whether the end has come, in the format's own words or as an error."""
         return self._ended or self._error is not None
 
+    @property
+    def error_body(self) -> bytes | None:
+        """The JSON that told of an error; None where none was told."""
+        return self._error[1] if self._error else None
+
     def end(self) -> None:
         """The format's own end has come: `[DONE]`, or the whole document."""
         self._ended = True
@@ -85,16 +89,16 @@ class Reading:
         self._seen += 1
         if not isinstance(payload, dict):
             return
-        inner = next(
-            (p for key in ("response", "message") if isinstance(p := payload.get(key), dict)), payload
-        )
+        inner = _inner(payload)
         for usage in usages_in(payload, inner):
-            self._usage = merged(self._usage, flattened(usage))
+            self._usage = merged(self._usage, flattened(usage)) if self._usage else flattened(usage)
             self._name("tier", _TRAFFIC.get(str(usage.get("trafficType")), usage.get("service_tier")))
             self._name("speed", usage.get("speed"))
             self._name("region", usage.get("inference_geo"))
-        self._name("id", inner.get("id") or inner.get("responseId"), once=True)
-        self._name("model", inner.get("model") or inner.get("modelVersion"), once=True)
+        if "id" not in self._words:
+            self._name("id", inner.get("id") or inner.get("responseId"))
+        if "model" not in self._words:
+            self._name("model", inner.get("model") or inner.get("modelVersion"))
         self._name("tier", inner.get("service_tier"))
         self._finish.update(_finishes(payload, inner))
         self._ended = self._ended or payload.get("type") in _ENDS
@@ -123,7 +127,7 @@ class Reading:
             finish_reasons=tuple(reason for _, reason in sorted(self._finish.items())),
             complete=self._error is None and (self._ended or self._came_to_an_end()),
             error_type=self._error[0] if self._error else None,
-            error_body=self._error[1] if self._error else None,
+            error_body=self.error_body,
         )
 
     def _came_to_an_end(self) -> bool:
@@ -131,44 +135,56 @@ class Reading:
         by_finish = (WireFormat.GOOGLE_GENERATE, WireFormat.OPENAI_CHAT)
         return self.wire_format in by_finish and bool(self._finish) and bool(self._usage)
 
-    def _name(self, key: str, value: Any, *, once: bool = False) -> None:
-        if isinstance(value, str) and value and not (once and key in self._words):
+    def _name(self, key: str, value: Any) -> None:
+        if isinstance(value, str) and value:
             self._words[key] = value[:_MAX_WORD]
 
 
-def usages_in(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _inner(payload: dict[str, Any]) -> dict[str, Any]:
+    """The answer inside an event, where the event is not the answer itself."""
+    for key in ("response", "message"):
+        if isinstance(inner := payload.get(key), dict):
+            return inner
+    return payload
+
+
+def usages_in(payload: dict[str, Any], inner: dict[str, Any]) -> list[dict[str, Any]]:
     """Every usage object of a payload and of the answer inside it, wherever providers put it."""
-    groq = payload.get("x_groq")
-    holders = [inner, payload, groq, *objects(payload.get("choices"))]  # Moonshot tells it within the choice
-    seen: list[Any] = []
-    for holder in holders:
-        for key in ("usage", "usageMetadata"):
-            usage = holder.get(key) if isinstance(holder, dict) else None
-            if isinstance(usage, dict) and not any(usage is other for other in seen):
-                seen.append(usage)
-                yield usage
+    holders = [inner] if inner is payload else [inner, payload]
+    if isinstance(groq := payload.get("x_groq"), dict):
+        holders.append(groq)
+    holders += objects(payload.get("choices"))  # Moonshot tells it within the choice
+    return [usage for each in holders for key in _USAGE_KEYS if isinstance(usage := each.get(key), dict)]
 
 
-def _finishes(payload: dict[str, Any], inner: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    for place, choice in enumerate([*objects(inner.get("choices")), *objects(inner.get("candidates"))]):
-        reason = choice.get("finish_reason") or choice.get("finishReason")
-        if isinstance(reason, str):
-            yield _index(choice, place), reason
-    delta, blocked, cut = (
-        object_in(payload, "delta"),
-        object_in(inner, "promptFeedback"),
-        object_in(inner, "incomplete_details"),
-    )
-    reasons = [
-        delta.get("stop_reason"),
-        inner.get("stop_reason"),
-        blocked.get("blockReason"),
-        cut.get("reason"),
-    ]
-    if inner.get("object") == "response" and inner.get("status") in ("completed", "failed", "cancelled"):
-        reasons.append(inner["status"])
-    if found := next((reason for reason in reasons if isinstance(reason, str)), None):
-        yield 0, found
+_USAGE_KEYS: Final = ("usage", "usageMetadata")
+
+
+def _finishes(payload: dict[str, Any], inner: dict[str, Any]) -> dict[int, str]:
+    """Why it ended, by the choice's index."""
+    found: dict[int, str] = {}
+    for key in ("choices", "candidates"):
+        for place, choice in enumerate(objects(inner.get(key))):
+            reason = choice.get("finish_reason") or choice.get("finishReason")
+            if isinstance(reason, str):
+                found[_index(choice, place)] = reason
+    if (stopped := _stopped(payload, inner)) is not None:
+        found[0] = stopped
+    return found
+
+
+def _stopped(payload: dict[str, Any], inner: dict[str, Any]) -> str | None:
+    """Why the whole answer ended, in the formats that have one reason for all of it."""
+    for holder, key in (
+        (payload.get("delta"), "stop_reason"),
+        (inner, "stop_reason"),
+        (inner.get("promptFeedback"), "blockReason"),
+        (inner.get("incomplete_details"), "reason"),
+    ):
+        if isinstance(holder, dict) and isinstance(reason := holder.get(key), str):
+            return reason
+    ended = inner.get("object") == "response" and inner.get("status") in ("completed", "failed", "cancelled")
+    return inner["status"] if ended else None
 
 
 def _index(choice: dict[str, Any], place: int) -> int:
@@ -178,10 +194,10 @@ def _index(choice: dict[str, Any], place: int) -> int:
 
 def _error(payload: dict[str, Any], inner: dict[str, Any], *, failed: bool) -> str | None:
     """The provider's word for the error that a payload tells of; None if it tells of none."""
-    holders = [payload, inner, *objects(payload.get("choices"))]
+    holders = (payload, inner, *objects(payload.get("choices")))
     error = next((holder["error"] for holder in holders if holder.get("error")), None)
-    base = object_in(payload, "base_resp")  # MiniMax
-    if base.get("status_code"):
+    base = payload.get("base_resp")  # MiniMax
+    if isinstance(base, dict) and base.get("status_code"):
         return str(base["status_code"])
     if error is None and not failed and payload.get("type") not in _FAILS:
         return None

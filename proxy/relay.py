@@ -155,7 +155,7 @@ class Passage:
         chunk = await answer.next()
         self._attempt.first_byte_s = time.perf_counter()
         tap.feed(chunk)
-        if tap.ended and (error := tap.told().error_body) is not None:
+        if (error := tap.error_body) is not None:
             raise ErrorAnswer(error, chunk)
         await client.start(answer.status, self._head())
         while chunk:

@@ -9,16 +9,21 @@ What it refuses: to hold more than `MAX_EVENT_BYTES` of one event. Such an event
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import re
+from typing import Final, NamedTuple
 
 MAX_EVENT_BYTES: Final = 16 << 20  # an image within one event is megabytes
 _BOM: Final = b"\xef\xbb\xbf"
 DONE: Final = b"[DONE]"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+_PLAIN: Final = re.compile(rb"(?:event: ?([^\r\n]*)\n)?data: ?([^\r\n]*)\n\n")
+"""A whole event as nearly everybody writes it."""
+
+
+class Event(NamedTuple):
+    """One event: the lines of its data, joined."""
+
     data: bytes
     name: bytes = b""  # of the `event` line; empty if there was none
 
@@ -48,6 +53,21 @@ class EventReader:
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
+        if self._first_line and chunk[:1] in (b"d", b"e"):
+            self._first_line = False
+        plain, at = self._plain(chunk) if self.is_between_events else ([], 0)
+        return plain + self._feed(chunk[at:]) if at < len(chunk) else plain
+
+    def _plain(self, chunk: bytes) -> tuple[list[Event], int]:
+        """The plain events that a chunk begins with, and where they end."""
+        events: list[Event] = []
+        at = 0
+        while (found := _PLAIN.match(chunk, at)) is not None and found.end() - at <= self._max:
+            events.append(Event(found[2], found[1] or b""))
+            at = found.end()
+        return events, at
+
+    def _feed(self, chunk: bytes) -> list[Event]:
         if b"\n" not in chunk and b"\r" not in chunk:
             self._hold(chunk)
             return []

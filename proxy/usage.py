@@ -51,6 +51,7 @@ _WORTH: Final = {
 }
 _OUTSIDE: Final = ((DONE, re.compile(re.escape(DONE))), *_marks(rb"event:\s*error"))
 """What can be worth it outside an event's data."""
+_ANYWHERE: Final = {wire_format: (*_OUTSIDE, *marks) for wire_format, marks in _WORTH.items()}
 
 
 def _first(marks: _Marks, data: bytes) -> int:
@@ -76,6 +77,7 @@ class UsageTap:
     def __init__(self, wire_format: WireFormat) -> None:
         self._reading = Reading(wire_format)
         self._worth = _WORTH[wire_format]
+        self._marks = _ANYWHERE[wire_format]
         vectors = wire_format is WireFormat.OPENAI_EMBEDDINGS
         limit = _PARSED_WHOLE_VECTORS_BYTES if vectors else _PARSED_WHOLE_BYTES
         self._document: _Document | None = _Document(limit)
@@ -90,7 +92,10 @@ class UsageTap:
         if self._reading.needs_identity and (end := chunk.find(_EVENT_END) + len(_EVENT_END)) > 1:
             self._take(chunk[:end])
             chunk = chunk[end:]
-        self._take(chunk[self._quiet_bytes(chunk) :])
+        if quiet := self._quiet_bytes(chunk):
+            chunk = chunk[quiet:]
+        if chunk:
+            self._take(chunk)
 
     def _take(self, chunk: bytes) -> None:
         for event in self._events.feed(chunk):
@@ -100,7 +105,7 @@ class UsageTap:
         """How much of a chunk is whole events, of one line of data each, that cannot hold anything."""
         if self._reading.needs_identity or not self._events.is_between_events:
             return 0
-        first = min(_first(self._worth, chunk), _first(_OUTSIDE, chunk))
+        first = _first(self._marks, chunk)
         end = chunk.rfind(_EVENT_END, 0, first) + len(_EVENT_END)
         one_line_each = chunk.count(b"data:", 0, end) <= chunk.count(_EVENT_END, 0, end)
         return end if end > 1 and one_line_each else 0
@@ -110,12 +115,20 @@ class UsageTap:
         """Whether the event that ends a stream of this format has come; cheap, to be asked per chunk."""
         return self._reading.ended
 
+    @property
+    def error_body(self) -> bytes | None:
+        """The JSON of an error that has come as an event."""
+        return self._reading.error_body
+
     def told(self) -> Told:
         """What the bytes so far tell; also of an event or document that stands unfinished at the end."""
+        rest = self._events.pending() if self._document is None else None
+        if self._document is None and rest is None:
+            return self._reading.told()
         reading = self._reading.copy()
         if self._document is not None:
             self._document.read_into(reading)
-        elif (rest := self._events.pending()) is not None:
+        elif rest is not None:
             self._read(rest, reading)
         return reading.told()
 
