@@ -11,14 +11,13 @@ import asyncio
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time_ns
 from typing import Final
 
 from .journal import Journal, Kind
 
-__all__ = ["SCOPE", "CallSpan", "encode", "journal_call", "new_span_id", "new_trace_id"]
+__all__ = ["SCOPE", "attributes", "begun", "encode", "journal_call", "new_span_id", "new_trace_id"]
 
 SCOPE: Final = "tollbook.proxy"
 Value = str | int | float | bool
@@ -27,20 +26,7 @@ _CLIENT: Final = b"\x30\x03"  # kind: the client's side of a call
 _ERROR: Final = b"\x7a\x02\x18\x02"  # status { code: ERROR }
 _FIXED64: Final = struct.Struct("<Q")
 _DOUBLE: Final = struct.Struct("<d")
-
-
-@dataclass(slots=True)
-class CallSpan:
-    """One attempt to have a model called. Ids as in OTLP (16, 8 and 8 bytes), times in Unix nanoseconds."""
-
-    trace_id: bytes
-    span_id: bytes
-    parent_span_id: bytes | None
-    name: str
-    start_ns: int
-    end_ns: int
-    failed: bool = False
-    attributes: Mapping[str, Value | None] = field(default_factory=dict)
+_OFTEN_CHARACTERS: Final = 24
 
 
 def new_trace_id() -> bytes:
@@ -58,21 +44,35 @@ def journal_call(journal: Journal, body: bytes) -> asyncio.Future[int]:
     return journal.submit(Kind.TRACES_PROTO, body, received_at_ns=time_ns())
 
 
-def encode(span: CallSpan) -> bytes:
-    """An ExportTraceServiceRequest that holds the span; attributes that are None are left out."""
-    parts = [
-        _field(b"\x0a", span.trace_id),
-        _field(b"\x12", span.span_id),
-        _field(b"\x22", span.parent_span_id) if span.parent_span_id else b"",
-        _field(b"\x2a", span.name.encode()),
-        _CLIENT,
-        b"\x39" + _FIXED64.pack(span.start_ns),
-        b"\x41" + _FIXED64.pack(span.end_ns),
-        *[_attribute(name, value) for name, value in span.attributes.items() if value is not None],
-        _ERROR if span.failed else b"",
-    ]
-    spans = _scope() + _field(b"\x12", b"".join(parts))
-    return _field(b"\x0a", _field(b"\x12", spans))
+def begun(
+    trace_id: bytes, span_id: bytes, parent_span_id: bytes | None, *, name: str, start_ns: int
+) -> bytes:
+    """The part of a span that is known when the call goes out. Ids as in OTLP (16, 8 and 8 bytes), times in
+    Unix nanoseconds.
+    """
+    return b"".join(
+        (
+            _field(b"\x0a", trace_id),
+            _field(b"\x12", span_id),
+            _field(b"\x22", parent_span_id) if parent_span_id else b"",
+            _field(b"\x2a", name.encode()),
+            _CLIENT,
+            b"\x39" + _FIXED64.pack(start_ns),
+        )
+    )
+
+
+def attributes(told: Mapping[str, Value | None]) -> bytes:
+    """Attributes of a span; those that are None are left out."""
+    return b"".join([_attribute(name, value) for name, value in told.items() if value is not None])
+
+
+def encode(*parts: bytes, end_ns: int, failed: bool = False) -> bytes:
+    """An ExportTraceServiceRequest that holds the one span of these parts. Several, one after the other, are
+    a request too.
+    """
+    span = b"".join((*parts, b"\x41", _FIXED64.pack(end_ns), _ERROR if failed else b""))
+    return _field(b"\x0a", _field(b"\x12", _scope() + _field(b"\x12", span)))
 
 
 @lru_cache(maxsize=1)
@@ -80,10 +80,21 @@ def _scope() -> bytes:
     return _field(b"\x0a", _field(b"\x0a", SCOPE.encode()))
 
 
-@lru_cache(maxsize=4096, typed=True)
 def _attribute(name: str, value: Value) -> bytes:
-    """Most attributes of a call are those of the call before."""
-    return _field(b"\x4a", _field(b"\x0a", name.encode()) + _field(b"\x12", _value(value)))
+    if isinstance(value, str) and len(value) <= _OFTEN_CHARACTERS:
+        return _often(name, value)
+    return _field(b"\x4a", _key(name) + _field(b"\x12", _value(value)))
+
+
+@lru_cache(maxsize=4096)
+def _often(name: str, value: str) -> bytes:
+    """Short texts of a call are mostly those of the call before."""
+    return _field(b"\x4a", _key(name) + _field(b"\x12", _value(value)))
+
+
+@lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return _field(b"\x0a", name.encode())
 
 
 def _value(value: Value) -> bytes:

@@ -112,8 +112,8 @@ def _scope(exchange: Exchange, target: Target) -> dict[str, Any]:
     scope: dict[str, Any] = {**caller.said, "provider": target.provider}
     if caller.service and "agent" not in scope:
         scope["agent"] = caller.service
-    if caller.session_id:
-        scope["session_id"] = caller.session_id
+    if exchange.session_id:
+        scope["session_id"] = exchange.session_id
     if target.account and "account_id" not in scope:
         scope["account_id"] = target.account
     if target.access != "unknown":

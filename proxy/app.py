@@ -15,10 +15,10 @@ from typing import Any
 from proxy.caller import Caller, Headers, read_caller
 from proxy.carrier import Carrier
 from proxy.client import Client
-from proxy.exchange import Exchange
+from proxy.exchange import CallHead, Exchange
 from proxy.failure import FailureKind, failure
 from proxy.refusal import Refused
-from proxy.wire import Operation, UnreadableRequest, WireFormat, operation_of, parse, said
+from proxy.wire import UnreadableRequest, WireFormat, operation_of, parse, said
 
 __all__ = ["ProxyHttp", "is_proxy_path"]
 
@@ -71,22 +71,20 @@ class ProxyHttp:
         self._list_models = list_models
         self.max_body_bytes = max_body_bytes
 
-    async def serve(
-        self, operation: Operation, path: str, query: bytes, headers: Headers, body: bytes, client: Client
-    ) -> None:
+    async def serve(self, head: CallHead, body: bytes, client: Client) -> None:
         """Answer one call. Cancelled once `client.left` is set, it ends quietly."""
+        wire_format = head.operation.wire_format
         try:
-            exchange = _exchange(operation, path, query, headers, body)
-            await self._carrier.carry(exchange, client)
+            await self._carrier.carry(_exchange(head, body), client)
         except Refused as refused:
-            await client.fail(refused.failure, operation.wire_format)
+            await client.fail(refused.failure, wire_format)
         except asyncio.CancelledError:
             if not client.left:
                 raise
         except Exception:
             log.exception("a call could not be carried")
             told = failure(FailureKind.INTERNAL, "the call could not be carried")
-            await client.fail(told, operation.wire_format)
+            await client.fail(told, wire_format)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as an ASGI application."""
@@ -94,15 +92,15 @@ class ProxyHttp:
         operation = operation_of(scope["path"])
         headers, query = [(name, value) for name, value in scope["headers"]], scope.get("query_string", b"")
         if operation is None:
-            return await self._models(read_caller(headers, query, {}), client)
+            return await self._models(read_caller(headers, query), client)
         try:
             body = await self._body(receive)
         except _Gone:
             return None
         except Refused as refused:
             return await client.fail(refused.failure, operation.wire_format)
-        serving = self.serve(operation, scope["path"], query, headers, body, client)
-        return await _while_there(serving, client, receive)
+        head = CallHead(operation, scope["path"], query, headers)
+        return await _while_there(self.serve(head, body, client), client, receive)
 
     async def _models(self, caller: Caller, client: Client) -> None:
         try:
@@ -149,29 +147,20 @@ async def _while_there(serving: Awaitable[None], client: Client, receive: Receiv
             work.uncancel()
 
 
-def _exchange(operation: Operation, path: str, query: bytes, headers: Headers, body: bytes) -> Exchange:
+def _exchange(head: CallHead, body: bytes) -> Exchange:
     """The request, read once. Raises Refused."""
-    _check_kind(headers)
+    _check_kind(head.headers)
     try:
         request = parse(body)
-        told = said(operation, request)
+        return Exchange(head, said(head.operation, request), body, request)
     except UnreadableRequest as error:
         raise Refused(FailureKind.INVALID_REQUEST, str(error)) from None
-    return Exchange(
-        operation=operation,
-        said=told,
-        path=path,
-        query=query,
-        headers=headers,
-        body=body,
-        request=request,
-        caller=read_caller(headers, query, request),
-    )
 
 
 def _check_kind(headers: Headers) -> None:
-    kind = next((value for name, value in headers if name == b"content-type"), b"")
-    if kind.partition(b";")[0].strip().lower() != b"application/json":
+    told = dict(reversed(headers))
+    kind = told.get(b"content-type", b"")
+    if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
         raise Refused(FailureKind.INVALID_REQUEST, "the body must be JSON and its content-type say so")
-    if any(name == b"content-encoding" and value not in (b"", b"identity") for name, value in headers):
+    if told.get(b"content-encoding", b"identity") not in (b"", b"identity"):
         raise Refused(FailureKind.INVALID_REQUEST, "the body must not be compressed")

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from proxy.secret import Secret
 
-__all__ = ["PLACEHOLDERS", "Caller", "Headers", "read_caller"]
+__all__ = ["PLACEHOLDERS", "Caller", "Headers", "read_caller", "session_in"]
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -43,8 +43,8 @@ _CLAUDE_SESSION: Final = re.compile(r"_session_([0-9a-f-]{36})$|\"session_id\":\
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One caller. `said` are attribution dimensions as budgets know them; `credential` is the caller's own
-    key, None where there is none or only a placeholder.
+    """One caller, as the head of a call tells it. `said` are attribution dimensions as budgets know them;
+    `credential` is the caller's own key, None where there is none or only a placeholder.
     """
 
     service: str | None = None
@@ -57,14 +57,14 @@ class Caller:
     route: str | None = None
 
 
-def read_caller(headers: Headers, query: bytes, request: Mapping[str, Any]) -> Caller:
-    """What headers, query and the parsed body say of who calls."""
+def read_caller(headers: Headers, query: bytes) -> Caller:
+    """What headers and query say of who calls."""
     told = dict(reversed(headers))
     said, labels = _attribution(headers)
     parent = _TRACEPARENT.fullmatch(told.get(b"traceparent", b""))
     return Caller(
         service=_service(told.get(b"user-agent", b"")),
-        session_id=_session(told, request),
+        session_id=next((text for name in _known()[1] if (text := _text(told.get(name, b"")))), None),
         said=said,
         labels=labels,
         credential=_credential(told, query),
@@ -127,10 +127,8 @@ def _service(user_agent: bytes) -> str | None:
     return next((service for prefix, service in _known()[0] if folded.startswith(prefix)), None)
 
 
-def _session(told: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:
-    for name in _known()[1]:
-        if text := _text(told.get(name, b"")):
-            return text
+def session_in(request: Mapping[str, Any]) -> str | None:
+    """The session that an agent writes in the body."""
     metadata = request.get("metadata")
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     found = _CLAUDE_SESSION.search(user) if isinstance(user, str) and len(user) < 1024 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Final
 
 from catalog.errors import EndpointError
 from proxy.allowance import Allowance
+from proxy.caller import Headers
 from proxy.client import Client
 from proxy.connection import Answer, TooSlow, Unreachable, UpstreamError
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome, Target
@@ -117,7 +118,8 @@ class Carrier:
         failed: Failure | None,
     ) -> tuple[Attempt, Failure | None]:
         held = await self._allowance.reserve(exchange, target)
-        attempt = Attempt(target, number=len(plan.tried), reservation_id=held)
+        way = exchange.head.way(target, streaming=exchange.said.streaming)
+        attempt = Attempt(target, way, number=len(plan.tried), reservation_id=held)
         if previous is not None and failed is not None:
             self._note_fallback(attempt, previous, failed)
         failed = await self._attempt(exchange, attempt, client)
@@ -221,7 +223,7 @@ class Carrier:
 
     def _prepared(self, exchange: Exchange, attempt: Attempt) -> Outgoing:
         try:
-            return outgoing(exchange, attempt.target)
+            return outgoing(exchange, attempt.way)
         except (CannotCarry, EndpointError) as error:
             self._release(attempt)
             raise Refused(FailureKind.INVALID_REQUEST, str(error)) from None
@@ -258,15 +260,27 @@ def _keep_words(exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: An
         attempt.answer, attempt.body = answer, body
 
 
-def _ours(exchange: Exchange, attempt: Attempt, sent: Outgoing) -> list[tuple[bytes, bytes]]:
-    target = attempt.target
+def _ours(exchange: Exchange, attempt: Attempt, sent: Outgoing) -> Headers:
+    """Our own headers on the answer."""
+    target, way = attempt.target, attempt.way
+    if way.extra is None:
+        way.extra = _written(
+            {
+                "tollbook-provider": target.provider,
+                "tollbook-model": target.model,
+                "tollbook-access": target.access,
+                "tollbook-plan": target.plan,
+            }
+        )
+    if exchange.route is None and attempt.fallback_from is None and not sent.left_out:
+        return way.extra
     told = {
-        "tollbook-provider": target.provider,
-        "tollbook-model": target.model,
-        "tollbook-access": target.access,
-        "tollbook-plan": target.plan,
         "tollbook-route": exchange.route,
         "tollbook-fallback-from": attempt.fallback_from,
         "tollbook-left-out": ", ".join(sent.left_out),
     }
+    return [*way.extra, *_written(told)]
+
+
+def _written(told: Mapping[str, str | None]) -> Headers:
     return [(name.encode(), value.encode("ascii", "replace")) for name, value in told.items() if value]

@@ -11,7 +11,10 @@ Error: `Refused`.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import count
+from typing import Final
 
 from catalog.endpoints import Endpoint
 from catalog.provider_facts import Provider
@@ -26,6 +29,8 @@ from proxy.vault import Entry, Vault, VaultError
 from proxy.wire import WireFormat
 
 __all__ = ["Chooser"]
+
+_NUMBERS: Final = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,23 @@ class Chooser:
         self.catalogue = catalogue
         self._vault = vault
         self._doors = doors
+        self._number = next(_NUMBERS)
 
     def choose(self, exchange: Exchange) -> Target:
-        """The target of a call that no route is for. Raises Refused."""
-        kinds = self._kinds(exchange)
-        provider, model = self._provider(exchange, kinds)
-        return self.target(exchange, provider, model)
+        """The target of a call that no route is for; the same one for the same head. Raises Refused."""
+        known = self._known(exchange)
+        target = known.get(exchange.model)
+        if target is None:
+            provider, model = self._provider(exchange, self._kinds(exchange))
+            target = known[exchange.model] = self.target(exchange, provider, model)
+        return target
+
+    def _known(self, exchange: Exchange) -> dict[Hashable, Target]:
+        """What was chosen for calls of the same head by this catalogue, these doors and these keys."""
+        try:
+            return exchange.head.targets((self._number, self._vault.version()))
+        except VaultError:
+            return {}
 
     # --- which provider ---
 
@@ -98,6 +114,20 @@ class Chooser:
         credential: CredentialKind | None = None,
     ) -> Target:
         """The door of a provider, with the key that opens it. Raises Refused."""
+        known, key = self._known(exchange), (exchange.model, provider.id, model, access, account, credential)
+        if (target := known.get(key)) is None:
+            target = known[key] = self._target(exchange, provider, model, access, account, credential)
+        return target
+
+    def _target(
+        self,
+        exchange: Exchange,
+        provider: Provider,
+        model: str,
+        access: str | None,
+        account: str | None,
+        credential: CredentialKind | None,
+    ) -> Target:
         doors = self.catalogue.doors(provider.id, exchange.operation, access)
         if not doors:
             raise _no_door(provider, exchange, access)

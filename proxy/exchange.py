@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 from catalog.endpoints import Endpoint
 from catalog.provider_facts import Provider
 from ingest.call_report import new_span_id, new_trace_id
-from proxy.caller import Caller, Headers
+from proxy.caller import Caller, Headers, read_caller, session_in
 from proxy.connection import Answer
 from proxy.failure import Failure
 from proxy.secret import Secret
 from proxy.usage import Told
 from proxy.wire import Operation, Said, WireFormat
 
-__all__ = ["Attempt", "CredentialKind", "Exchange", "Outcome", "Target"]
+__all__ = ["Attempt", "CallHead", "CredentialKind", "Exchange", "Outcome", "Target", "Way"]
+
+MAX_WAYS = 64
+"""Of a head so much is remembered: a program asks for a few models."""
 
 
 class CredentialKind(StrEnum):
@@ -60,30 +64,87 @@ class Target:
         return f"{self.provider}/{self.model} ({self.access}{whose})"
 
 
+@dataclass(slots=True, eq=False)
+class Way:
+    """What all calls of one head to one target have in common, filled in by whom it concerns: where they go
+    and with which headers (`outgoing`), what the ledger is told of each (`report`), our own headers on their
+    answers (`carrier`).
+    """
+
+    target: Target
+    url: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    attributes: bytes = b""
+    wanted: re.Pattern[str] | None = None
+    extra: Headers | None = None
+
+
+class CallHead:
+    """What comes before a call's body. A program sends the same head with every call, so whoever keeps one
+    for the next call keeps what was worked out from it: the caller, the targets, the ways to them. `version`
+    is that of the chooser who chose them.
+    """
+
+    __slots__ = ("_targets", "_ways", "caller", "headers", "operation", "path", "query", "version")
+
+    def __init__(self, operation: Operation, path: str, query: bytes, headers: Headers) -> None:
+        self.operation, self.path, self.query, self.headers = operation, path, query, headers
+        self.caller: Caller = read_caller(headers, query)
+        self.version: object = None
+        self._targets: dict[Hashable, Target] = {}
+        self._ways: dict[tuple[int, bool], Way] = {}
+
+    def targets(self, version: object) -> dict[Hashable, Target]:
+        """The targets that this version of the chooser has chosen."""
+        if self.version != version or len(self._targets) > MAX_WAYS:
+            self.version, self._targets, self._ways = version, {}, {}
+        return self._targets
+
+    def way(self, target: Target, *, streaming: bool) -> Way:
+        """The way to a target, as far as it is known."""
+        way = self._ways.get((id(target), streaming))
+        if way is None or way.target is not target:
+            if len(self._ways) > MAX_WAYS:
+                self._ways.clear()
+            way = self._ways[id(target), streaming] = Way(target)
+        return way
+
+
 @dataclass(slots=True)
 class Exchange:
     """A caller's request as it came: `body` the bytes, `request` the same parsed."""
 
-    operation: Operation
+    head: CallHead
     said: Said
-    path: str
-    query: bytes
-    headers: Headers
     body: bytes
     request: dict[str, Any]
-    caller: Caller
-    started_ns: int = field(default_factory=time.time_ns)
-    started_s: float = field(default_factory=time.perf_counter)
+    session_id: str | None = None
     trace_id: bytes = b""
     route: str | None = None
 
     def __post_init__(self) -> None:
+        self.session_id = self.caller.session_id or session_in(self.request)
         self.trace_id = self.caller.trace_id or new_trace_id()
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked for."""
+        return self.head.operation
+
+    @property
+    def headers(self) -> Headers:
+        """The caller's headers, names in lower case."""
+        return self.head.headers
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls, as the head tells it."""
+        return self.head.caller
 
     @property
     def wire_format(self) -> WireFormat:
         """The caller's dialect."""
-        return self.operation.wire_format
+        return self.head.operation.wire_format
 
     @property
     def model(self) -> str:
@@ -107,9 +168,10 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at one target."""
+    """One try at one target. `begun` is the record of it as far as it stood when it went out."""
 
     target: Target
+    way: Way
     number: int = 1
     reservation_id: str | None = None
     fallback_from: str | None = None
@@ -118,6 +180,7 @@ class Attempt:
     started_s: float = field(default_factory=time.perf_counter)
     access: str = ""
     slot: int | None = None
+    begun: bytes = b""
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     first_byte_s: float | None = None

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from proxy.caller import read_caller
 from proxy.doors import Name, Strict
-from proxy.exchange import Exchange
+from proxy.exchange import CallHead, Exchange, Way
 from proxy.failure import FailureKind
 from proxy.outgoing import outgoing
 from proxy.plan import Planner, Step
@@ -50,14 +49,10 @@ def _exchange(asked: ExplainRequest) -> Exchange:
         request["tools"] = [{}]
     headers = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
     return Exchange(
-        operation=operation,
+        head=CallHead(operation, asked.path, b"", headers),
         said=said(operation, _with_images(request) if asked.images else request),
-        path=asked.path,
-        query=b"",
-        headers=headers,
         body=b" " * (4 * asked.input_tokens),
         request=request,
-        caller=read_caller(headers, b"", request),
     )
 
 
@@ -81,5 +76,5 @@ def _step(step: Step, exchange: Exchange) -> dict[str, Any]:
         "key": str(target.credential_kind),
         "key_kind": target.key_prefix,
         "format": target.endpoint.format,
-        "url": outgoing(exchange, target).url.partition("?")[0],
+        "url": outgoing(exchange, Way(target)).url.partition("?")[0],
     }

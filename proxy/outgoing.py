@@ -15,7 +15,7 @@ from catalog.endpoints import Endpoint
 from proxy.caller import OWN_PREFIX, Headers, without_key
 from proxy.catalogue import SPOKEN
 from proxy.edits import with_model, with_stream_usage
-from proxy.exchange import CredentialKind, Exchange, Target
+from proxy.exchange import CredentialKind, Exchange, Target, Way
 from proxy.json_values import dumps, exact
 from proxy.translate import translated
 from proxy.wire import WireFormat
@@ -47,31 +47,35 @@ _NO_STREAM_USAGE: Final = frozenset({"mistral"})
 """Providers that tell the usage of a stream unasked and refuse to be asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
     """What is sent. `spoken` is the target's dialect; `adds_usage`: the usage event was not asked for by the
     caller and must not reach it. `left_out` are hints that the target's dialect has no word for.
     """
 
     url: str
-    headers: Headers
+    headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     spoken: WireFormat
     adds_usage: bool = False
     left_out: tuple[str, ...] = ()
 
 
-def outgoing(exchange: Exchange, target: Target) -> Outgoing:
+def outgoing(exchange: Exchange, way: Way) -> Outgoing:
     """The request for one target. Raises CannotCarry and EndpointError."""
+    target = way.target
     spoken = SPOKEN[target.endpoint.format]
     same = spoken is exchange.wire_format
     body, request, left_out = _body(exchange, target, spoken)
     asks = spoken is WireFormat.OPENAI_CHAT and exchange.said.streaming and _may_ask(target, request)
     if asks:
         body = with_stream_usage(body, request)
+    if not way.url:
+        way.headers = tuple(_headers(exchange, target, same=same))
+        way.url = _url(exchange, target, same=same)
     return Outgoing(
-        url=_url(exchange, target, same=same),
-        headers=_headers(exchange, target, same=same),
+        url=way.url,
+        headers=way.headers,
         body=body,
         spoken=spoken,
         adds_usage=asks and same,
@@ -109,7 +113,7 @@ def _url(exchange: Exchange, target: Target, *, same: bool) -> str:
     url = endpoint.url(model=target.model, stream=exchange.said.streaming, variables=target.variables)
     if exchange.operation.counts_tokens:
         url = _counting(url, endpoint)
-    query = without_key(exchange.query).decode("latin-1")
+    query = without_key(exchange.head.query).decode("latin-1")
     if not (same and query):
         return url
     bare, _, own = url.partition("?")

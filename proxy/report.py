@@ -6,11 +6,12 @@ provider took (status below 400) is never told as failed: what it used may be un
 
 from __future__ import annotations
 
+import re
 import time
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Final
 
-from ingest.call_report import CallSpan, Value, encode
+from ingest.call_report import Value, attributes, begun, encode
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome
 from proxy.wire import WireFormat
 
@@ -36,28 +37,39 @@ _NEVER_SENT: Final = {Outcome.UNREACHABLE: "APIConnectionError", Outcome.UNSENT:
 
 
 def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
-    """The attempt as it stands now, encoded for the journal."""
-    operation = _OPERATIONS.get(exchange.wire_format, "chat")
+    """The attempt as it stands now, encoded for the journal. What cannot change any more is written once."""
+    if not attempt.begun:
+        attempt.begun = _begun(exchange, attempt)
     failed = attempt.status is not None and attempt.status >= 400
     return encode(
-        CallSpan(
-            trace_id=exchange.trace_id,
-            span_id=attempt.span_id,
-            parent_span_id=exchange.caller.parent_span_id,
-            name=f"{operation} {attempt.target.model}"[:_MAX_TEXT],
-            start_ns=attempt.started_ns,
-            end_ns=max(time.time_ns(), attempt.started_ns),
-            failed=failed or attempt.outcome in _NEVER_SENT,
-            attributes={
-                "gen_ai.operation.name": operation,
-                **_whose(exchange),
-                **_target(exchange, attempt),
-                **_answer(attempt),
-                **_usage(attempt),
-                **_headers(attempt),
-            },
-        )
+        attempt.begun,
+        attributes(_answer(attempt)),
+        attributes(_heard(attempt)) if attempt.status is not None else b"",
+        end_ns=max(time.time_ns(), attempt.started_ns),
+        failed=failed or attempt.outcome in _NEVER_SENT,
     )
+
+
+def _begun(exchange: Exchange, attempt: Attempt) -> bytes:
+    caller, target, way = exchange.caller, attempt.target, attempt.way
+    operation = _OPERATIONS.get(exchange.wire_format, "chat")
+    if not way.attributes:
+        way.attributes = attributes(
+            {"gen_ai.operation.name": operation, **_whose(exchange), **_target(exchange, attempt)}
+        )
+    opened = begun(
+        *(exchange.trace_id, attempt.span_id, caller.parent_span_id),
+        name=f"{operation} {target.model}"[:_MAX_TEXT],
+        start_ns=attempt.started_ns,
+    )
+    own = {
+        "tollbook.session": exchange.session_id,
+        "tollbook.route": exchange.route,
+        "tollbook.attempt": attempt.number,
+        "tollbook.fallback_from": attempt.fallback_from and attempt.fallback_from[:_MAX_TEXT],
+        "tollbook.reservation_id": attempt.reservation_id,
+    }
+    return opened + way.attributes + attributes(own)
 
 
 def _whose(exchange: Exchange) -> dict[str, Value | None]:
@@ -65,7 +77,6 @@ def _whose(exchange: Exchange) -> dict[str, Value | None]:
     said = {f"tollbook.{_ATTRIBUTE[name]}": value for name, value in caller.said.items()}
     return {
         "service.name": caller.service,
-        "tollbook.session": caller.session_id,
         **said,
         **{f"tollbook.label.{name}": value for name, value in caller.labels.items()},
     }
@@ -89,37 +100,46 @@ def _target(exchange: Exchange, attempt: Attempt) -> dict[str, Value | None]:
         "gen_ai.request.model": target.model[:_MAX_TEXT],
         "gen_ai.request.stream": exchange.said.streaming,
         "url.full": target.base_url if ours and "{" not in target.base_url else None,
-        "tollbook.access": attempt.access if attempt.access != "unknown" else None,
         "tollbook.plan": target.plan,
         "tollbook.account": target.account if target.credential_kind is CredentialKind.VAULT else None,
         "tollbook.credential": str(target.credential_kind),
         "tollbook.credential_kind": target.key_prefix,
-        "tollbook.route": exchange.route,
-        "tollbook.attempt": attempt.number,
-        "tollbook.fallback_from": attempt.fallback_from and attempt.fallback_from[:_MAX_TEXT],
-        "tollbook.reservation_id": attempt.reservation_id,
     }
 
 
 def _answer(attempt: Attempt) -> dict[str, Value | None]:
+    """How it ended."""
+    kind = attempt.failure.kind if attempt.failure is not None and _refused(attempt) else None
+    return {
+        "tollbook.access": attempt.access if attempt.access != "unknown" else None,
+        "tollbook.outcome": attempt.outcome.value,
+        "http.response.status_code": attempt.status,
+        "error.type": _NEVER_SENT.get(attempt.outcome, kind.value if kind else None),
+    }
+
+
+def _heard(attempt: Attempt) -> dict[str, Value | None]:
+    """What the provider said of it."""
     told, headers = attempt.told, attempt.headers
     first = attempt.first_byte_s
-    kind = attempt.failure.kind if attempt.failure is not None else None
-    return {
-        "tollbook.outcome": str(attempt.outcome),
-        "http.response.status_code": attempt.status,
-        "error.type": _NEVER_SENT.get(attempt.outcome, str(kind) if _refused(attempt) and kind else None),
+    said: dict[str, Value | None] = {
         "tollbook.request_id": next(
             (headers[name][:_MAX_TEXT] for name in REQUEST_ID_HEADERS if name in headers), None
         ),
         "gen_ai.response.time_to_first_chunk": None if first is None else max(first - attempt.started_s, 0.0),
-        "gen_ai.response.id": told.response_id if told else None,
-        "gen_ai.response.model": told.response_model if told else None,
-        "tollbook.service_tier": told.service_tier if told else None,
-        "tollbook.speed": told.speed if told else None,
-        "tollbook.region": told.region if told else None,
-        "tollbook.finish_reasons": ",".join(told.finish_reasons)[:_MAX_TEXT] or None if told else None,
-        "tollbook.usage_complete": told.complete if told else None,
+        "tollbook.headers": _told_by_headers(attempt),
+    }
+    if told is None:
+        return said
+    return said | {
+        "gen_ai.response.id": told.response_id,
+        "gen_ai.response.model": told.response_model,
+        "tollbook.service_tier": told.service_tier,
+        "tollbook.speed": told.speed,
+        "tollbook.region": told.region,
+        "tollbook.finish_reasons": ",".join(told.finish_reasons)[:_MAX_TEXT] or None,
+        "tollbook.usage_complete": told.complete,
+        **{key: getattr(told, name) for name, key in _USAGE.items()},
     }
 
 
@@ -139,19 +159,20 @@ _USAGE: Final = {
 }
 
 
-def _usage(attempt: Attempt) -> dict[str, Value | None]:
-    told = attempt.told
-    return {} if told is None else {key: getattr(told, name) for name, key in _USAGE.items()}
-
-
-def _headers(attempt: Attempt) -> dict[str, Value | None]:
+def _told_by_headers(attempt: Attempt) -> str | None:
     """What the answer's headers tell of plan windows, limits and access, as `name=value;name=value`."""
-    provider = attempt.target.facts
-    patterns = [*provider.quota_headers, *(m.header for m in provider.markers if m.side == "response")]
+    wanted = attempt.way.wanted or _wanted(attempt)
     told, size = [], 0
     for name, value in attempt.headers.items():
-        text = f"{name}={value}"
-        if size + len(text) < _MAX_HEADERS and any(fnmatchcase(name, pattern) for pattern in patterns):
-            told.append(text.replace(";", ","))
-            size += len(text) + 1
-    return {"tollbook.headers": ";".join(told) or None}
+        if wanted.match(name) is not None and size + len(name) + 1 + len(value) < _MAX_HEADERS:
+            told.append(f"{name}={value}".replace(";", ","))
+            size += len(name) + len(value) + 2
+    return ";".join(told) or None
+
+
+def _wanted(attempt: Attempt) -> re.Pattern[str]:
+    """The headers that the catalogue knows to tell something."""
+    provider = attempt.target.facts
+    patterns = [*provider.quota_headers, *(m.header for m in provider.markers if m.side == "response")]
+    attempt.way.wanted = re.compile("|".join(map(translate, patterns)) or r"(?!)")
+    return attempt.way.wanted

@@ -25,7 +25,6 @@ from urllib.parse import urlsplit
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from proxy.caller import Headers
 from proxy.connection import Answer, Connection, Timeouts, Unreachable
 from proxy.url_safety import is_metadata, is_public
 
@@ -36,7 +35,7 @@ KEPT_S: Final = 15.0
 RESOLVED_S: Final = 30.0
 NEXT_ADDRESS_S: Final = 0.25
 RETRY_S: Final = 0.1
-_HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)+\r\n")
+_HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)+")
 
 
 class NothingSent(asyncio.CancelledError):
@@ -62,17 +61,13 @@ class Upstream:
         self._resolved: dict[Origin, tuple[float, Sequence[AddrInfoType]]] = {}
         self._tls: ssl.SSLContext | None = None
 
-    async def send(self, method: str, url: str, headers: Headers, body: bytes, *, local: bool) -> Answer:
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, local: bool
+    ) -> Answer:
         """Send a request; its answer, of which the head has come. Raises UpstreamError."""
-        origin, host, target = _place(url, local)
-        lines = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode()]
-        lines += [b"%s: %s\r\n" % header for header in headers]
-        lines.append(b"content-length: %d\r\n\r\n" % len(body))
-        head = b"".join(lines)
-        if _HEAD.fullmatch(head) is None:
-            raise Unreachable("a header or the URL of the call cannot be sent as it is")
+        origin, head = _head(method, url, tuple(headers), local)
         connection = self._kept(origin) or await self._reached(origin)
-        return await connection.ask(head + body)
+        return await connection.ask(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
 
     def _kept(self, origin: Origin) -> Connection | None:
         """A connection that the last call left and that is still good."""
@@ -165,6 +160,19 @@ class Upstream:
 
 
 @lru_cache(maxsize=1024)
+def _head(
+    method: str, url: str, headers: tuple[tuple[bytes, bytes], ...], local: bool
+) -> tuple[Origin, bytes]:
+    """Who a request is for, and its head up to the length of its body. Raises Unreachable."""
+    origin, host, target = _place(url, local)
+    lines = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode()]
+    lines += [b"%s: %s\r\n" % header for header in headers]
+    head = b"".join(lines)
+    if _HEAD.fullmatch(head) is None:
+        raise Unreachable("a header or the URL of the call cannot be sent as it is")
+    return origin, head
+
+
 def _place(url: str, local: bool) -> tuple[Origin, str, str]:
     """Who a URL leads to, how that is written in a request, and what is asked for there."""
     told = urlsplit(url)

@@ -30,6 +30,7 @@ __all__ = ["DEFAULT_ACCOUNT", "Entry", "Vault", "VaultError"]
 DEFAULT_ACCOUNT: Final = "default"
 _NONCE_BYTES: Final = 12
 _KEY_BYTES: Final = 32
+_NO_FILE: Final = (0, 0)
 
 
 class VaultError(Exception):
@@ -63,6 +64,7 @@ class Vault:
         self._path = directory / "vault.json"
         self._key_file = key_file or directory / "vault.key"
         self._stamp: tuple[int, int] | None = None
+        self._version = 0
         self._entries: tuple[Entry, ...] = ()
         self._opened: dict[Entry, Secret] = {}
 
@@ -71,13 +73,19 @@ class Vault:
         try:
             told = self._path.stat()
         except FileNotFoundError:
-            self._entries, self._stamp = (), None
-            return ()
-        stamp = (told.st_mtime_ns, told.st_ino)
+            stamp = _NO_FILE
+        else:
+            stamp = (told.st_mtime_ns, told.st_ino)
         if stamp != self._stamp:
-            self._entries = tuple(self._read())
+            self._entries = () if stamp is _NO_FILE else tuple(self._read())
             self._stamp, self._opened = stamp, {}
+            self._version += 1
         return self._entries
+
+    def version(self) -> int:
+        """Another number whenever the entries may have changed. Raises VaultError."""
+        self.entries()
+        return self._version
 
     def _read(self) -> Iterable[Entry]:
         try:

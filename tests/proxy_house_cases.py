@@ -35,7 +35,7 @@ _SDKS = {"openai-js": "openai-node", "anthropic-js": "anthropic-typescript"}
 
 def _caller(given: Any) -> Any:
     headers = [(name.lower().encode(), value.encode()) for name, value in given["headers"].items()]
-    return read_caller(headers, b"", {})
+    return read_caller(headers, b"")
 
 
 def same_program(ours: str | None, peer: str | None) -> bool:

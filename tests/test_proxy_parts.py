@@ -23,15 +23,14 @@ from billing.plan_advice import windows_told
 from billing.reservation_desk import ReservationDesk
 from catalog.endpoints import Endpoint
 from catalog.quote import Quotes
-from ingest.call_report import CallSpan, encode
+from ingest.call_report import attributes, begun, encode
 from proxy.allowance import Allowance
-from proxy.caller import read_caller
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
 from proxy.choice import Chooser
 from proxy.connection import Broken, Timeouts, TooSlow, Unreachable
 from proxy.doors import Door, DoorSettings
 from proxy.edits import with_model, with_stream_usage
-from proxy.exchange import Attempt, CredentialKind, Exchange
+from proxy.exchange import Attempt, CallHead, CredentialKind, Exchange, Way
 from proxy.failure import FailureKind, failure
 from proxy.health import Health
 from proxy.inflight import PAGE_BYTES, InFlight, TooManyInFlight
@@ -63,14 +62,10 @@ def exchange(model: str, path: str = "/v1/chat/completions", **headers: str) -> 
     request: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
     told = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return Exchange(
-        operation=operation,
+        head=CallHead(operation, path, b"", told),
         said=said(operation, request),
-        path=path,
-        query=b"",
-        headers=told,
         body=json.dumps(request).encode(),
         request=request,
-        caller=read_caller(told, b"", request),
     )
 
 
@@ -155,7 +150,7 @@ async def test_whatever_a_caller_says_of_itself_fits_a_page(catalogue: Catalogue
     told |= {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "authorization": "Bearer sk-proj-mine"}
     calling = exchange("openai/" + "\N{EURO SIGN}" * 500, **told)
     target = Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(calling)
-    attempt = Attempt(target, fallback_from="f" * 5000, reservation_id="r" * 64)
+    attempt = Attempt(target, Way(target), fallback_from="f" * 5000, reservation_id="r" * 64)
     calling.route = "r" * 64
     inflight = InFlight(tmp_path / "in-flight", slots=1)
     slot = inflight.put(record_of(calling, attempt))
@@ -216,7 +211,7 @@ def test_usage_is_asked_for_whatever_was_said(options: Any) -> None:
 
 
 def test_a_span_written_by_hand_reads_as_the_generated_classes_write_it() -> None:
-    attributes = {
+    values = {
         "text": "é" * 200,
         "zero": 0,
         "large": 2**60,
@@ -225,11 +220,14 @@ def test_a_span_written_by_hand_reads_as_the_generated_classes_write_it() -> Non
         "no": None,
         "yes": True,
     }
-    span = CallSpan(b"t" * 16, b"s" * 8, b"p" * 8, "chat gpt-5", 10**18, 10**18 + 5, True, attributes)
-    read = ExportTraceServiceRequest.FromString(encode(span)).resource_spans[0].scope_spans[0]
+    opened = begun(b"t" * 16, b"s" * 8, b"p" * 8, name="chat gpt-5", start_ns=10**18)
+    one = encode(opened, attributes(values), end_ns=10**18 + 5, failed=True)
+    several = ExportTraceServiceRequest.FromString(one + encode(opened, end_ns=10**18) + one)
+    assert [len(each.scope_spans[0].spans[0].attributes) for each in several.resource_spans] == [6, 0, 6]
+    read = several.resource_spans[0].scope_spans[0]
     [told] = read.spans
-    values = {each.key: getattr(each.value, each.value.WhichOneof("value") or "") for each in told.attributes}
-    assert values == {name: value for name, value in attributes.items() if value is not None}
+    found = {each.key: getattr(each.value, each.value.WhichOneof("value") or "") for each in told.attributes}
+    assert found == {name: value for name, value in values.items() if value is not None}
     assert (told.trace_id, told.span_id, told.parent_span_id) == (b"t" * 16, b"s" * 8, b"p" * 8)
     assert (told.start_time_unix_nano, told.end_time_unix_nano) == (10**18, 10**18 + 5)
     assert (read.scope.name, told.name, told.status.code, told.kind) == ("tollbook.proxy", "chat gpt-5", 2, 3)
@@ -273,7 +271,7 @@ def test_every_door_of_the_catalogue_is_reached_with_the_key_kept_for_it(
             chosen = Chooser(catalogue, vault, _variables(endpoint)).target(
                 *(told, provider, "some-model"), access=endpoint.access, credential=CredentialKind.VAULT
             )
-            sent = outgoing(told, chosen)
+            sent = outgoing(told, Way(chosen))
         vault.remove(endpoint.provider)
         assert (chosen.access, chosen.endpoint.format) == (endpoint.access, endpoint.format)
         headers = [(name.decode(), value.decode()) for name, value in sent.headers]

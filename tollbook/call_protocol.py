@@ -17,8 +17,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from proxy.app import ProxyHttp
 from proxy.caller import Headers
 from proxy.client import Client
-from proxy.wire import Operation, operation_of
-from tollbook.budget_protocol import BudgetProtocol
+from proxy.exchange import CallHead
+from proxy.wire import operation_of
+from tollbook.budget_protocol import REMEMBERED_HEADS, BudgetProtocol
 from tollbook.guard import SECURITY_HEADERS
 from tollbook.plain_head import MAX_HEAD_BYTES, plain_head
 
@@ -26,6 +27,8 @@ __all__ = ["call_protocol"]
 
 _REQUEST: Final = re.compile(rb"POST (/v1[!-$&->@-~]*)(?:\?([!-~]*))? HTTP/1\.1\r\n")
 """A path without escapes, so that it means what it says."""
+_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,12})(?=\r\n|\Z)")
+REMEMBERED_HEAD_BYTES: Final = 4096
 _SECURITY: Final = b"".join(b"%s: %s\r\n" % header for header in SECURITY_HEADERS)
 
 
@@ -33,10 +36,7 @@ _SECURITY: Final = b"".join(b"%s: %s\r\n" % header for header in SECURITY_HEADER
 class _Incoming:
     """A call of whose body `missing` bytes have not arrived."""
 
-    operation: Operation
-    path: str
-    query: bytes
-    headers: Headers
+    head: CallHead
     missing: int
     parts: list[bytes] = field(default_factory=list)
 
@@ -90,6 +90,8 @@ class CallProtocol(BudgetProtocol):
     """One connection. `_incoming` is a call whose body is still arriving, `_caller` who is being answered."""
 
     calls: ClassVar[ProxyHttp]
+    heads: ClassVar[dict[bytes, CallHead]]
+    """Plain heads that were read before, by all their bytes but the length of the body."""
 
     _incoming: _Incoming | None = None
     _caller: _Caller | None = None
@@ -100,7 +102,7 @@ class CallProtocol(BudgetProtocol):
             if end < 0 and len(data) < MAX_HEAD_BYTES:
                 self._early = data
                 return
-            self._incoming = self._begun(found, data[found.end() : end]) if end > 0 else None
+            self._incoming = self._begun(found, data[:end]) if end > 0 else None
             data = data[end + 4 :] if self._incoming else data
         if (incoming := self._incoming) is None:
             super()._take(data)
@@ -113,18 +115,35 @@ class CallProtocol(BudgetProtocol):
 
     def _begun(self, found: re.Match[bytes], head: bytes) -> _Incoming | None:
         """The call whose head this is; None where it is none, or not plain."""
+        told = _LENGTH.search(head)
+        key = b"" if told is None else head[: told.start(1)] + head[told.end(1) :]
+        if told is not None and (known := self.heads.get(key)) is not None:
+            length = int(told[1])
+        elif (plain := self._plain(found, head)) is not None:
+            known, length = plain
+            if key and len(key) <= REMEMBERED_HEAD_BYTES:
+                self._remember(key, known)
+        else:
+            return None
+        return _Incoming(known, length) if length <= self.calls.max_body_bytes else None
+
+    def _plain(self, found: re.Match[bytes], head: bytes) -> tuple[CallHead, int] | None:
         path = found[1].decode("ascii")
         operation = operation_of(path)
-        plain = operation and plain_head(head, self.guard, path=path, scheme=self.scheme or "http")
-        if not operation or not plain or plain[1] > self.calls.max_body_bytes:
+        if operation is None:
             return None
-        return _Incoming(operation, path, found[2] or b"", *plain)
+        plain = plain_head(head[found.end() :], self.guard, path=path, scheme=self.scheme or "http")
+        return None if plain is None else (CallHead(operation, path, found[2] or b"", plain[0]), plain[1])
+
+    def _remember(self, key: bytes, head: CallHead) -> None:
+        if len(self.heads) >= REMEMBERED_HEADS:
+            self.heads.clear()
+        self.heads[key] = head
 
     def _serve(self, call: _Incoming) -> None:
         self._caller = caller = _Caller(self)
         body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
-        serving = self.calls.serve(call.operation, call.path, call.query, call.headers, body, caller)
-        self._answering = self.loop.create_task(serving)
+        self._answering = self.loop.create_task(self.calls.serve(call.head, body, caller))
         self.tasks.add(self._answering)
         self._answering.add_done_callback(self._answered)
 
@@ -145,4 +164,7 @@ class CallProtocol(BudgetProtocol):
 
 def call_protocol(budgets: type[BudgetProtocol], calls: ProxyHttp) -> type[HttpToolsProtocol]:
     """The protocol of one server that answers live calls too, for `uvicorn.Config(http=...)`."""
-    return cast(type[HttpToolsProtocol], type("ServerProtocol", (CallProtocol, budgets), {"calls": calls}))
+    return cast(
+        type[HttpToolsProtocol],
+        type("ServerProtocol", (CallProtocol, budgets), {"calls": calls, "heads": {}}),
+    )
