@@ -63,6 +63,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._stays = False
+        self._shortest_s = min(timeouts.first_byte_s, timeouts.idle_s, timeouts.total_s)
+        self._watch: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -74,6 +76,8 @@ class Connection(asyncio.Protocol):
         answer = self.answer = Answer(self)
         self._head_bytes = 0
         self.transport.write(request)
+        if self._watch is None:
+            self._look()
         try:
             await answer.head()
         except BaseException:
@@ -90,6 +94,19 @@ class Connection(asyncio.Protocol):
             self._on_idle(self)
         else:
             self.transport.abort()
+
+    def _look(self) -> None:
+        """Cut an answer off that has been silent, or has gone on, for too long. One timer does for many
+        answers: it looks before any of them can be due.
+        """
+        self._watch = None
+        if (answer := self.answer) is None:
+            return
+        now = self.loop.time()
+        if (due_s := answer.due_s()) <= now:
+            answer.fail(answer.too_slow())
+        else:
+            self._watch = self.loop.call_at(min(due_s, now + self._shortest_s), self._look)
 
     # --- asyncio.Protocol ---
 
@@ -112,11 +129,14 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 answer.fail(Broken("the head of the provider's answer is too large"))
+        answer.hold(len(data))
         answer.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side has closed, or we have."""
         del exc
+        if self._watch is not None:
+            self._watch.cancel()
         if self.answer is not None:
             self.answer.cut()
 
@@ -145,7 +165,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         if (answer := self.answer) is not None and not answer.complete:
-            answer.take(body)
+            answer.parts.append(body)
 
     def on_message_complete(self) -> None:
         """The end, as the length or the last chunk tells it."""
@@ -163,19 +183,23 @@ class Answer:
         self.headers: dict[str, str] = {}
         self.complete = False
         self._connection = connection
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
         self._waiting_bytes = 0
         self._failure: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         now = self._heard_s = connection.loop.time()
         self._ends_s = now + connection.timeouts.total_s
-        self._timer = connection.loop.call_at(self._due_s(), self._look)
 
     @property
     def streams(self) -> bool:
         """Whether it is a stream of events, to be relayed as it comes."""
         kind = self.headers.get("content-type", "")
         return kind.startswith(("text/event-stream", "application/x-ndjson"))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it has come and been read."""
+        return self.complete and not self.parts
 
     async def head(self) -> None:
         """Wait for status and headers. Raises UpstreamError."""
@@ -184,11 +208,11 @@ class Answer:
 
     async def next(self) -> bytes:
         """The next bytes; empty at the end. Raises UpstreamError."""
-        while not self._parts:
+        parts = self.parts
+        while not parts:
             if self.complete:
                 return b""
             await self._more()
-        parts = self._parts
         chunk = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if self._waiting_bytes > MAX_WAITING_BYTES:
@@ -215,7 +239,6 @@ class Answer:
 
     def close(self) -> None:
         """Give the connection back if all has come, else cut it."""
-        self._timer.cancel()
         if self._connection.answer is self:
             self._connection.leave(whole=self.complete and self._failure is None)
 
@@ -224,15 +247,12 @@ class Answer:
     def begin(self, status: int) -> None:
         """The head has come."""
         self.status = status
-        self._timer.cancel()
-        self._timer = self._connection.loop.call_at(self._due_s(), self._look)
         told = self.raw_headers
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in told}
 
-    def take(self, body: bytes) -> None:
-        """A part of the body has come."""
-        self._parts.append(body)
-        before, self._waiting_bytes = self._waiting_bytes, self._waiting_bytes + len(body)
+    def hold(self, size_bytes: int) -> None:
+        """So much has come and waits to be read."""
+        before, self._waiting_bytes = self._waiting_bytes, self._waiting_bytes + size_bytes
         if before <= MAX_WAITING_BYTES < self._waiting_bytes:
             self._connection.transport.pause_reading()
 
@@ -255,16 +275,13 @@ class Answer:
         self._connection.transport.abort()
         self.wake()
 
-    def _due_s(self) -> float:
+    def due_s(self) -> float:
+        """When it has been silent, or has gone on, for too long."""
         told = self._connection.timeouts
         return min(self._heard_s + (told.idle_s if self.status else told.first_byte_s), self._ends_s)
 
-    def _look(self) -> None:
-        """Cut an answer off that has been silent, or has gone on, for too long."""
-        loop, told = self._connection.loop, self._connection.timeouts
-        if loop.time() < self._due_s():
-            self._timer = loop.call_at(self._due_s(), self._look)
-        elif self.status:
-            self.fail(TooSlow("the provider fell silent in the middle of its answer"))
-        else:
-            self.fail(TooSlow(f"the provider did not answer within {told.first_byte_s:g} s"))
+    def too_slow(self) -> TooSlow:
+        """What is wrong with it then."""
+        if self.status:
+            return TooSlow("the provider fell silent in the middle of its answer")
+        return TooSlow(f"the provider did not answer within {self._connection.timeouts.first_byte_s:g} s")

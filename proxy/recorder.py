@@ -1,7 +1,8 @@
 """The records of attempts: in a slot before a call goes out and before its answer ends, then in the journal.
 
 The slot keeps what a killed process knew, so nobody waits for the disk: the journal gets the record beside
-the end of the answer, and the slot is free once it is there. `settled` is for who needs to know that.
+the end of the answer, with those that end in the same moment, and the slot is free once it is there.
+`settled` is for who needs to know that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from typing import Final
 
 from ingest.call_report import journal_call
 from ingest.journal import Journal, JournalError
@@ -22,6 +24,12 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger("tollbook.proxy")
 
+GATHERED_S: Final = 0.005
+"""Records that come within so long are one entry of the journal: each wakes its writer, the disk and the
+ledger.
+"""
+MAX_GATHERED: Final = 256
+
 
 class Recorder:
     """Writes down every attempt that is a call. `outcomes` counts them, `unrecorded` those that stand in
@@ -31,6 +39,8 @@ class Recorder:
     def __init__(self, journal: Journal, inflight: InFlight) -> None:
         self._journal = journal
         self._inflight = inflight
+        self._gathered: dict[int, bytes] = {}
+        self._handing_over: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Future[int]] = set()
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.unrecorded = 0
@@ -57,29 +67,44 @@ class Recorder:
             return
         attempt.outcome = outcome
         self.outcomes[outcome] += 1
-        record = record_of(exchange, attempt)
+        record = self._gathered[slot] = record_of(exchange, attempt)
         self._inflight.keep(slot, record)
+        if len(self._gathered) >= MAX_GATHERED:
+            self._hand_over()
+        elif self._handing_over is None:
+            self._handing_over = asyncio.get_running_loop().call_later(GATHERED_S, self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Give the journal what has been gathered."""
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+            self._handing_over = None
+        gathered, self._gathered = self._gathered, {}
+        if not gathered:
+            return
         try:
-            written = journal_call(self._journal, record)
+            written = journal_call(self._journal, b"".join(gathered.values()))
         except JournalError as error:
-            self._not_written(error)
+            self._not_written(len(gathered), error)
             return
         self._writing.add(written)
-        written.add_done_callback(partial(self._written, slot))
+        written.add_done_callback(partial(self._written, tuple(gathered)))
 
-    def _written(self, slot: int, written: asyncio.Future[int]) -> None:
+    def _written(self, slots: tuple[int, ...], written: asyncio.Future[int]) -> None:
         self._writing.discard(written)
         if (error := written.exception()) is not None:
-            self._not_written(error)
-        else:
+            self._not_written(len(slots), error)
+            return
+        for slot in slots:
             self._inflight.clear(slot)
 
-    def _not_written(self, error: BaseException) -> None:
-        self.unrecorded += 1
-        log.error("a call stands in its slot and not in the journal: %s", error)
+    def _not_written(self, calls: int, error: BaseException) -> None:
+        self.unrecorded += calls
+        log.error("%d calls stand in their slots and not in the journal: %s", calls, error)
 
     async def settled(self) -> None:
         """Return when every call whose answer has ended by now is in the journal, or cannot be."""
+        self._hand_over()
         if self._writing:
             await asyncio.wait(self._writing)
 

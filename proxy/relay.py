@@ -168,6 +168,8 @@ class Passage:
 
     async def _tail(self) -> bytes:
         """What comes after the last event, for a moment."""
+        if self._answer.is_over:
+            return b""
         parts: list[bytes] = []
         with suppress(TimeoutError, UpstreamError):
             async with asyncio.timeout(LINGER_S):
