@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench import budget, journal, ledger, memory, proxy, receive, visibility
+from bench.peers import LiteLLM
 from bench.plan import Cell, Figures, Run, shown
 
 
@@ -89,6 +90,15 @@ def _added(figure: str, connections: str) -> Callable[[Run], float | None]:
     )
 
 
+def _to_litellm(run: Run) -> float | None:
+    connections, name = str(proxy.FULL_SPEED_CONNECTIONS), "streams per CPU-second"
+    ours, theirs = (
+        _number(run.find(proxy.PART, connections=connections, pace=pace), name)
+        for pace in ("full speed", f"full speed, {LiteLLM.name}")
+    )
+    return _ratio(ours, theirs)
+
+
 def _memory(state: str) -> Callable[[Run], float | None]:
     return lambda run: _number(run.find(memory.PART, state=state), "all")
 
@@ -131,6 +141,7 @@ AIMS: Final = (
     Aim("the same at full speed, p99 ms", _check(receiving=True, paced=False), 5, at_most=True),
     Aim("live calls, added p50 ms at 1 connection", _added("added p50 ms", "1"), 0.5, at_most=True),
     Aim("live calls, added p99 ms at 64 connections, 100/s", _added("added p99 ms", "64"), 2, at_most=True),
+    Aim("live calls, streams per CPU-second to LiteLLM's", _to_litellm, 100),
     Aim("memory idle, MiB", _memory("idle"), 300, at_most=True),
     Aim("memory at its highest, MiB", _memory("burst, highest"), 1024, at_most=True),
 )

@@ -26,6 +26,7 @@ from ingest.journal import Journal, JournalError, Kind
 from ingest.segment import read_frames
 from proxy.caller import Headers
 from proxy.client import Client
+from proxy.exchange import CallHead
 from proxy.proxy import Limits, Proxy
 from proxy.wire import operation_of
 from tests.model_server import ModelServer, model_server
@@ -103,7 +104,7 @@ class Desk:
         headers = [(b"authorization", b"Bearer sk-proj-mine"), (b"content-type", b"application/json")]
         operation = operation_of(PATH)
         assert operation is not None
-        await self.proxy.http.serve(operation, PATH, b"", headers, body, client)
+        await self.proxy.http.serve(CallHead(operation, PATH, b"", headers), body, client)
         return client
 
     def held(self, budget: str = "purse") -> str:
