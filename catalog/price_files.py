@@ -43,7 +43,6 @@ Mode = Literal["standard", "batch", "flex", "priority", "fast"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
 Text = Annotated[str, StringConstraints(min_length=3)]
-Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 WEEKDAYS: tuple[Weekday, ...] = (
     "monday",
@@ -81,6 +80,13 @@ def _is_utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
+def _has_length(hours: str) -> str:
+    start, _, end = hours.partition("-")
+    if start == end != "00:00":
+        raise ValueError("hours that end when they begin are none; 00:00-00:00 is the whole day")
+    return hours
+
+
 def _compiles(regex: str) -> str:
     try:
         re.compile(regex)
@@ -89,6 +95,11 @@ def _compiles(regex: str) -> str:
     return regex
 
 
+Hours = Annotated[
+    str,
+    StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"),
+    AfterValidator(_has_length),
+]
 Usd = Annotated[Decimal, BeforeValidator(_exact), AfterValidator(_priced)]
 Factor = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, le=100)]
 Instant = Annotated[datetime, AfterValidator(_is_utc)]
@@ -124,7 +135,9 @@ class Tier(Prices):
 
 
 class Window(Prices):
-    """Prices inside hours of the UTC day (`"01:00-04:00"`, end exclusive, may pass midnight)."""
+    """Prices inside hours of the UTC day (`"01:00-04:00"`, end exclusive, may pass midnight;
+    `"00:00-00:00"` is all of it).
+    """
 
     hours: Annotated[list[Hours], Field(min_length=1)]
     calendar: Name | None = None
@@ -334,8 +347,8 @@ class _Claims:
         for window in row.windows:
             for hours in window.hours:
                 mine = set(minutes_of(hours))
-                if not mine or mine & minutes:
-                    self._problems.append(f"{at('row', number, 'windows')}: hours are empty or overlap")
+                if mine & minutes:
+                    self._problems.append(f"{at('row', number, 'windows')}: hours overlap")
                 minutes |= mine
 
 

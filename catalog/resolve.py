@@ -120,7 +120,7 @@ class Resolver:
         if claim is None and server is not None and server.is_private:
             claim = self._by_own_machine(server, chosen)
         if claim is None and not self._is_denied(evidence.provider_name, chosen):
-            claim = self._by_model(chosen)
+            claim = self._by_model(chosen, ids=ids)
         elif claim is not None:
             chosen = _chosen([self._read(model_id, claim.provider) for model_id in ids])
         return self._answer(evidence, claim, reading=chosen, ids=ids)
@@ -235,10 +235,14 @@ class Resolver:
             return Claim(self._book.providers["local"], "own machine or network", False, "local")
         return None
 
-    def _by_model(self, reading: Reading) -> Claim | None:
-        """A closed-weight lab with one first-party provider: the bare name is an inference."""
+    def _by_model(self, reading: Reading, *, ids: list[str]) -> Claim | None:
+        """A closed-weight lab with one first-party provider: the bare name is an inference. A name in front
+        that is nobody's (`some-gateway/claude-opus-4-5`) says that somebody else is between.
+        """
         lab = self._book.labs.get(reading.lab or "")
         if lab is None or reading.open or len(lab.providers) != 1:
+            return None
+        if any("/" in each and self._read(each, None).model == reading.model for each in ids):
             return None
         return Claim(
             self._book.providers[lab.providers[0]], "only its lab serves this model", False, "unknown"

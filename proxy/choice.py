@@ -172,8 +172,15 @@ class Chooser:
             return own
         entry = None if told else self._vault.find(provider.id, access, account)
         if entry is not None:
+            if access is None and account is None and (other := self._other_access(entry)) is not None:
+                raise _two_accesses(entry, other)
             return self._from_vault(entry)
         raise self._no_key(exchange, provider, access)
+
+    def _other_access(self, entry: Entry) -> str | None:
+        """Another access under which we hold a key of the same provider."""
+        held = (each for each in self._vault.entries() if each.provider == entry.provider)
+        return next((each.access for each in held if each.access != entry.access), None)
 
     def _callers(
         self, exchange: Exchange, provider: Provider, doors: tuple[Endpoint, ...], *, told: bool
@@ -224,6 +231,15 @@ class Chooser:
             f"`tollbook keys provider add {provider.id}`",
             code="no_key",
         )
+
+
+def _two_accesses(entry: Entry, other: str) -> Refused:
+    """Which of the two a call is paid by is not for us to guess."""
+    sentence = (
+        f"there are keys of {entry.provider} under {entry.access} and under {other}: "
+        "define a route that says which `access` a call takes"
+    )
+    return Refused(FailureKind.INVALID_REQUEST, sentence, code="access_ambiguous")
 
 
 def _no_door(provider: Provider, exchange: Exchange, access: str | None) -> Refused:

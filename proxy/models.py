@@ -26,7 +26,7 @@ from proxy.secret import Secret
 from proxy.upstream import Upstream
 from proxy.vault import Vault, VaultError
 
-__all__ = ["ModelLists"]
+__all__ = ["ModelLists", "qualified"]
 
 FRESH_S: Final = 600.0
 FAILED_S: Final = 30.0
@@ -71,7 +71,7 @@ class ModelLists:
             provider = source.door.provider
             if ids is None:
                 missing.append(provider)
-            names |= {f"{provider}/{model}": provider for model in ids or ()}
+            names |= {qualified(provider, model): provider for model in ids or ()}
         headers = [(b"content-type", b"application/json")]
         if missing:
             headers.append((b"tollbook-not-listed", ", ".join(sorted(set(missing))).encode()))
@@ -129,6 +129,13 @@ class ModelLists:
         if answer.status != 200 or (plain := inflated(body, answer)) is None:
             return None
         return tuple(_listed(loads(plain)))[:MAX_MODELS]
+
+
+def qualified(provider: str, model: str) -> str:
+    """The name under which a model is asked for here: the provider, then its very own id for the model, also
+    where that begins with the provider's name.
+    """
+    return f"{provider}/{model}"
 
 
 def _listed(document: Any) -> Iterable[str]:

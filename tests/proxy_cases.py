@@ -26,6 +26,7 @@ from proxy.translate import CannotCarry, answer_translator, translate_request
 from proxy.url_safety import UnsafeUrl, address_of, check_addresses, checked_url, is_metadata, is_public
 from proxy.usage import Told, UsageTap
 from proxy.wire import WireFormat
+from tests.proxy_catalog_cases import CATALOG_ASKS, same_cost, same_lab
 from tests.proxy_house_cases import HOUSE_ASKS, same_program
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "proxy_cases"
@@ -354,6 +355,7 @@ def _echoes(given: Json) -> bool:
 
 _ASKS: dict[str, Callable[[Json], Json]] = {
     **HOUSE_ASKS,
+    **CATALOG_ASKS,
     "usage": lambda given: _usage(_tapped([json.dumps({"usage": given["usage"]})])),
     "usage_of_stream": lambda given: _usage(_tapped([given["stream"]])),
     "stream": lambda given: _translated_stream(given) if "source" in given else _stream(given),
@@ -387,4 +389,6 @@ _COMPARES: dict[str, Callable[[Json, Json], bool]] = {
     "answer": _same_answer,
     "collected": _same_answer,
     "program": same_program,
+    "cost": same_cost,
+    "lab_of": same_lab,
 }

@@ -357,10 +357,14 @@ def test_time_of_day_tiers_and_redirects_of_the_operator(tmp_path: Path) -> None
             r"overlay\.toml:10: price\[0\]\.row\[0\]\.windows\[0\]\.hours\[0\]: String should match",
         ),
         (
+            GOOD + '[[price.row]]\ninput = 1\n[[price.row.windows]]\nhours = ["12:00-12:00"]\ninput = 1\n',
+            r"overlay\.toml:10: .*hours\[0\]: .*end when they begin are none",
+        ),
+        (
             GOOD
             + "[[price.row]]\ninput = 1\n[[price.row.windows]]\n"
             + 'hours = ["01:00-03:00", "02:00-04:00"]\ninput = 1\n',
-            r"overlay\.toml:9: .*hours are empty or overlap",
+            r"overlay\.toml:9: .*hours overlap",
         ),
         (
             GOOD

@@ -28,6 +28,9 @@ TABLES = {
     "routing_fallback_chain": 27,
     "limits": 87,
     "subscription_config": 104,
+    "pricing_cost": 57,
+    "provider_inference": 106,
+    "qualified_model_ids": 106,
 }
 
 

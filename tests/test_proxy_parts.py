@@ -487,6 +487,25 @@ def test_what_cannot_be_decided_is_refused(
     assert not key or key not in str(refused.value)
 
 
+def test_a_plan_and_a_metered_key_of_one_provider_are_told_apart_by_a_route_only(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever was taken unasked, the other would have been meant: that costs money, or a plan's window."""
+    monkeypatch.setenv("K", "key")
+    vault = Vault(tmp_path)
+    for access in ("payg", "subscription"):
+        vault.add(Entry("anthropic", access, env="K"))
+    chooser = Chooser(catalogue, vault, DoorSettings())
+    with pytest.raises(Refused, match="under payg and under subscription"):
+        chooser.choose(exchange("claude-opus-4-5"))
+    rules = {"target": [{"provider": "anthropic", "access": "payg"}]}
+    [step] = _plan(catalogue, vault, rules, exchange("m"), Health()).steps
+    assert step.target is not None and step.target.access == "payg"
+    vault.remove("anthropic", access="payg")
+    vault.add(Entry("anthropic", "subscription", account="second", env="K"))
+    assert chooser.choose(exchange("claude-opus-4-5")).account == "default"
+
+
 # --- the way to a provider ---
 
 
