@@ -27,6 +27,7 @@ from .texts import UNKNOWN, checked_series, text_series
 _THRESHOLD: Final = r"(?:^|,)\s*ot=(?:[^,]*;)?th:([0-9a-f]{1,14})(?:;|,|\s*$)"
 _EXPONENT: Final = r"(?:^|,)\s*ot=(?:[^,]*;)?p:([0-9]{1,2})(?:;|,|\s*$)"
 """W3C trace state: of 2^56 random values the first `th` are rejected; formerly one trace of 2^p was kept."""
+_NOTHING_TOLD: Final = pl.DataFrame(schema={"record": pl.Int64, "probability": pl.Float64})
 _REDACTED: Final = "^[<\\[]REDACTED[>\\]]$"
 
 
@@ -97,6 +98,8 @@ def _sampled(decoded: Decoded, taken: Mask) -> pl.DataFrame:
 def _by_trace_state(decoded: Decoded, taken: Mask) -> pl.DataFrame:
     records, buffer = decoded.columns.records, decoded.columns.buffer
     rows = np.flatnonzero(taken & (records.signal == SPAN) & (records.note_end > records.note_start))
+    if not rows.size:
+        return _NOTHING_TOLD
     state = checked_series(buffer, records.note_start[rows], records.note_end[rows])
     threshold = state.str.extract(_THRESHOLD).str.pad_end(14, "0").str.to_integer(base=16, strict=False)
     kept = 1 - threshold.cast(pl.Float64) / float(1 << 56)
@@ -123,6 +126,8 @@ def _told(decoded: Decoded, attributes: Attributes, keys: frozenset[int], *, inv
     """`record` (the owner) and `probability` under these keys."""
     buffer = decoded.columns.buffer
     rows = np.flatnonzero(np.isin(attributes.key, sorted(keys)))
+    if not rows.size:
+        return _NOTHING_TOLD
     values = read_values(buffer, attributes.start[rows], attributes.end[rows])
     number: Reals = np.where(values.kind == INTEGER, values.number, np.nan).astype(np.float64)
     number[values.kind == REAL] = values.real[values.kind == REAL]

@@ -21,6 +21,7 @@ import pyarrow as pa
 from .scan import Buffer, Ints, Mask, Words
 
 UNKNOWN: Final = -1
+_NO_TEXTS: Final = pl.Series(dtype=pl.String)  # most batches hold one signal only
 _INLINE: Final = 12  # bytes that fit into a view
 _U = np.uint64
 _LOW_BYTES: Final = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
@@ -39,6 +40,8 @@ class Vocabulary:
 
     def find(self, buffer: Buffer, start: Ints, end: Ints) -> Ints:
         """Ids of the strings in the slices buffer[start:end], UNKNOWN where there is none: int64[n]."""
+        if not len(start):
+            return np.empty(0, dtype=np.int64)
         found = text_series(buffer, start, end).cast(self._enum, strict=False).to_physical()
         return found.cast(pl.Int64).fill_null(UNKNOWN).to_numpy()
 
@@ -53,11 +56,13 @@ def distinct(buffer: Buffer, start: Ints, end: Ints, *, longest: int = 256) -> t
 
 def text_series(buffer: Buffer, start: Ints, end: Ints) -> pl.Series:
     """The slices as strings. They must be known to be UTF-8 before they are printed or kept."""
-    return as_series(text_array(buffer, start, end))
+    return as_series(text_array(buffer, start, end)) if len(start) else _NO_TEXTS
 
 
 def checked_series(buffer: Buffer, start: Ints, end: Ints) -> pl.Series:
     """The slices as strings; bytes that are not UTF-8 are replaced."""
+    if not len(start):
+        return _NO_TEXTS
     array = text_array(buffer, start, end)
     if not is_text(array):
         cuts = (buffer.cut(*pair) for pair in zip(start.tolist(), end.tolist(), strict=True))
