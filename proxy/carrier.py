@@ -171,7 +171,7 @@ class Carrier:
         attempt.access = access_by_answer(attempt.target.facts, answer.headers) or attempt.access
         seal = partial(self._recorder.end, exchange, attempt, Outcome.ANSWERED)
         try:
-            if answer.status >= 400:
+            if answer.status >= 300:  # nobody is followed to another place, with a key in hand
                 return await self._refused(exchange, attempt, sent, answer)
             passage = Passage(exchange, attempt, sent=sent, answer=answer, client=client, seal=seal)
             await (passage.stream() if passage.streams else passage.whole(self._max_answer_bytes))
@@ -256,7 +256,7 @@ class Carrier:
 def _keep_words(exchange: Exchange, attempt: Attempt, sent: Outgoing, answer: Answer, body: bytes) -> None:
     """A provider's own words are for who showed a key of his own and speaks its dialect."""
     own = attempt.target.credential_kind is not CredentialKind.VAULT
-    if own and sent.spoken is exchange.wire_format:
+    if own and sent.spoken is exchange.wire_format and answer.status not in range(300, 400):
         attempt.answer, attempt.body = answer, body
 
 

@@ -1,7 +1,7 @@
 """What the ledger is told of an attempt: one span, from which content is absent by construction.
 
 Every attempt is told of, also one that failed, that the caller left, or that a crash cut off. A call that the
-provider took (status below 400) is never told as failed: what it used may be unknown, it is not free.
+provider took (status below 300) is never told as failed: what it used may be unknown, it is not free.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
     """The attempt as it stands now, encoded for the journal. What cannot change any more is written once."""
     if not attempt.begun:
         attempt.begun = _begun(exchange, attempt)
-    failed = attempt.status is not None and attempt.status >= 400
     return encode(
         attempt.begun,
         attributes(_answer(attempt)),
         attributes(_heard(attempt)) if attempt.status is not None else b"",
         end_ns=max(time.time_ns(), attempt.started_ns),
-        failed=failed or attempt.outcome in _NEVER_SENT,
+        failed=_refused(attempt) or attempt.outcome in _NEVER_SENT,
     )
 
 
@@ -144,7 +143,7 @@ def _heard(attempt: Attempt) -> dict[str, Value | None]:
 
 
 def _refused(attempt: Attempt) -> bool:
-    return attempt.status is not None and attempt.status >= 400
+    return attempt.status is not None and attempt.status >= 300
 
 
 _USAGE: Final = {

@@ -139,6 +139,10 @@ class Upstream:
         addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
         if any(is_metadata(each) or not (origin.local or is_public(each)) for each in addresses):
             raise Unreachable("the provider's name leads into this network")
+        if not origin.secure and any(map(is_public, addresses)):
+            raise Unreachable(
+                "the provider's name leads out of this network: keys travel there by https:// only"
+            )
         self._resolved[origin] = (loop.time() + RESOLVED_S, found)
         return found
 

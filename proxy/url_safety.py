@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -42,8 +42,18 @@ METADATA_HOSTS: Final = frozenset(
 )
 _PRIVATE_SUFFIXES: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".localdomain", ".svc")
 _HOST: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_NAT64: Final = IPv6Network("64:ff9b::/96")
+_CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
+_EMBEDDING: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
+"""Whose last 32 bits are an IPv4 address: NAT64, also of one's own network, and translated addresses."""
 _COMPATIBLE: Final = IPv6Network("::/96")
+_NOWHERE: Final = (
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 of one's own network
+    IPv6Network("3fff::/20"),  # documentation
+    IPv6Network("5f00::/16"),  # segments of one's own network
+    IPv6Network("fec0::/10"),  # site-local, as it was
+    IPv4Network("192.88.99.0/24"),  # relays of 6to4, as they were
+)
+"""Routed nowhere on the Internet, which `ipaddress` of Python 3.11 does not know."""
 
 
 class UnsafeUrl(ValueError):
@@ -72,6 +82,8 @@ def checked_url(url: str, *, allow_private: bool) -> CheckedUrl:
         port = parts.port
     except ValueError:
         raise UnsafeUrl("invalid_url", "the URL cannot be read") from None
+    if port == 0 or _CONTROL.search(url.strip()):
+        raise UnsafeUrl("invalid_url", "a base URL has no blanks, no control characters and no port 0")
     if parts.scheme not in ("http", "https"):
         code = "scheme" if parts.scheme and parts.netloc + parts.path else "invalid_url"
         raise UnsafeUrl(code, "a base URL begins with https:// or http://")
@@ -112,6 +124,8 @@ def check_addresses(url: CheckedUrl, addresses: Iterable[str | Address], *, allo
 def is_public(address: Address) -> bool:
     """Whether the address is routed on the Internet, also by what it embeds."""
     embedded = _embedded(address)
+    if any(address in network for network in _NOWHERE):
+        return False
     if embedded is not None:
         return is_public(embedded)
     return address.is_global and not address.is_multicast
@@ -155,10 +169,10 @@ def _number(part: str) -> int | None:
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """The IPv4 address inside an IPv6 one: mapped, compatible, NAT64, 6to4, Teredo."""
+    """The IPv4 address inside an IPv6 one: mapped, translated, compatible, NAT64, 6to4, Teredo."""
     if isinstance(address, IPv4Address):
         return None
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 0xFFFF):
+    if any(address in each for each in _EMBEDDING) or (address in _COMPATIBLE and int(address) > 0xFFFF):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else None)

@@ -115,6 +115,7 @@ class ModelServer:
     def _refusal(self, status: int, script: str, dialect: str) -> web.Response:
         body = json.dumps({"error": {"type": "refused", "message": f"told to: {script}"}}).encode()
         headers = {"retry-after": "7"} if status == 429 else {}
+        headers |= {"location": "http://127.0.0.1:9/elsewhere"} if status < 400 else {}
         self.sent.append(body)
         return web.Response(
             status=status,

@@ -25,11 +25,10 @@ from catalog.price_files import load_layer
 from catalog.provider_book import Book, load_book
 from catalog.quote import Quotes
 from catalog.resolve import Evidence, Resolver
-from proxy.caller import read_caller
 from proxy.catalogue import Catalogue
 from proxy.choice import Chooser
 from proxy.doors import DoorSettings
-from proxy.exchange import Exchange
+from proxy.exchange import CallHead, Exchange
 from proxy.models import qualified
 from proxy.refusal import Refused
 from proxy.vault import Entry, Vault
@@ -163,9 +162,8 @@ def _exchange(model: str) -> Exchange:
     path, request = "/v1/chat/completions", {"model": model, "messages": []}
     operation = operation_of(path)
     assert operation is not None
-    body = json.dumps(request).encode()
-    caller = read_caller([], b"", request)
-    return Exchange(operation, said(operation, request), path, b"", [], body, request, caller)
+    head = CallHead(operation, path, b"", [])
+    return Exchange(head, said(operation, request), json.dumps(request).encode(), request)
 
 
 def _lab_of(given: Any) -> Any:

@@ -497,6 +497,16 @@ def test_refusals_keep_status_and_words_and_are_recorded(place: Place) -> None:
     assert {(429, "not_billable"), (529, "not_billable")} <= refused
 
 
+def test_nobody_is_sent_elsewhere_with_a_key_in_hand(place: Place) -> None:
+    before = len(place.models.arrived)
+    body = said("status 307", model="gpt-5")
+    status, headers, answer = place.post("/v1/chat/completions", body, authorization=f"Bearer {OPENAI_KEY}")
+    assert (status, "location" in headers, b"127.0.0.1" in answer) == (502, False, False)
+    assert len(place.models.arrived) == before + 1
+    [call] = place.calls("http_status = 307")
+    assert (call["status"], call["cost_status"]) == ("error", "not_billable")
+
+
 def test_the_agents_own_telemetry_of_a_call_is_the_same_call(place: Place) -> None:
     """Without any id but the trace's, and although a first try under the same span was refused."""
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

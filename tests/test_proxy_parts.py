@@ -547,3 +547,5 @@ async def test_what_cannot_be_reached_has_seen_nothing() -> None:
             await _asked(f"http://127.0.0.1:{unheard.getsockname()[1]}", "say hello")
     with pytest.raises(Unreachable):
         await _asked("http://localhost:9", "say hello", local=False)
+    with pytest.raises(Unreachable, match="by https"):
+        await _asked("http://1.1.1.1:9", "say hello", local=True)
