@@ -112,7 +112,7 @@ class LedgerSettings(Section):
     gather_s: Annotated[float, Field(ge=0)] = Field(
         default=0.05, description="wait for more telemetry before loading a batch"
     )
-    memory_bytes: Positive = Field(default=256 * MIB, description="memory that DuckDB may use in the ledger")
+    memory_bytes: Positive = Field(default=192 * MIB, description="memory that DuckDB may use in the ledger")
     threads: Positive = Field(default=1, description="threads that DuckDB may use in the ledger")
     publish_interval_s: Seconds = Field(default=0.5, description="shortest time between two publications")
 
