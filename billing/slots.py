@@ -22,7 +22,7 @@ KEPT_HOURS = 4
 """Of how many hours slots are kept: those touched last."""
 MANY_SLOTS = 24
 """With more dirty slots than this it is cheaper to read the hour whole."""
-_CHUNK_ROWS = 250_000
+_CHUNK_ROWS = 50_000
 _SLOT_LENGTH = timedelta(seconds=10)
 _TABLE = f"{STAGING}.hot.usage_slots"
 _HOURS = f"{STAGING}.hot.slot_hours"
