@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # children are started by exec: nothing to hand over
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # its threads only hand calls on
 
 import grpc
 import grpc.aio
