@@ -125,8 +125,9 @@ class Desk:
         for frame in read_frames(self.journal_dir, start=0, stop=stop, max_bytes=1 << 24):
             if frame.kind == Kind.TRACES_PROTO:
                 export = ExportTraceServiceRequest.FromString(frame.body)
-                span = export.resource_spans[0].scope_spans[0].spans[0]
-                told += [a.value.string_value for a in span.attributes if a.key == "tollbook.outcome"]
+                spans = [s for r in export.resource_spans for each in r.scope_spans for s in each.spans]
+                attributes = [attribute for span in spans for attribute in span.attributes]
+                told += [each.value.string_value for each in attributes if each.key == "tollbook.outcome"]
         return told
 
 
