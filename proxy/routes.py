@@ -159,6 +159,8 @@ class RouteTable:
 
     def find(self, model: str, *, named: str | None = None) -> Route | None:
         """The route that the caller named, else the first that fits: exact names before patterns."""
+        if not self.routes:
+            return None
         if named is not None:
             return next((route for route in self.routes if route.name == named), None)
         exact = (route for route in self.routes if model in route.models)

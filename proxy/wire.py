@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
@@ -43,14 +43,21 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a request says of itself. `model` is as written; counts are None where nothing was said."""
+    """What a request says of itself. `model` is as written; counts are None where nothing was said; `parts`
+    is where images would stand, looked into only where somebody asks.
+    """
 
     model: str | None
     streaming: bool
     max_output_tokens: int | None = None
     tools: bool = False
-    images: bool = False
     choices: int = 1
+    parts: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def images(self) -> bool:
+        """Whether the model is shown any."""
+        return _has_images(self.parts)
 
 
 MAX_MODEL_CHARACTERS: Final = 512
@@ -103,8 +110,8 @@ def said(operation: Operation, request: Mapping[str, Any]) -> Said:
         streaming=_typed(request, "stream", bool) or False,
         max_output_tokens=_first_count(request, "max_completion_tokens", "max_output_tokens", "max_tokens"),
         tools=bool(request.get("tools") or request.get("functions")),
-        images=_has_images(request.get("messages") or request.get("input")),
         choices=_first_count(request, "n") or 1,
+        parts=request.get("messages") or request.get("input"),
     )
 
 
@@ -116,8 +123,8 @@ def _said_by_google(operation: Operation, request: Mapping[str, Any]) -> Said:
         streaming=bool(operation.streaming),
         max_output_tokens=_first_count(settings, "maxOutputTokens", "max_output_tokens"),
         tools=bool(request.get("tools")),
-        images=_has_images(request.get("contents")),
         choices=_first_count(settings, "candidateCount", "candidate_count") or 1,
+        parts=request.get("contents"),
     )
 
 

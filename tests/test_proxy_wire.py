@@ -45,29 +45,31 @@ TOOL_RESULT_WITH_IMAGE = {
 @pytest.mark.parametrize(
     ("path", "request_body", "expected"),
     [
-        ("/v1/chat/completions", {"model": "m"}, Said("m", False)),
+        ("/v1/chat/completions", {"model": "m"}, (Said("m", False), False)),
         (
             "/v1/chat/completions",
             {"model": "m", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 5,
              "max_completion_tokens": 9, "n": 2, "tools": [{}],
              "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            Said("m", True, 9, True, True, 2),
+            (Said("m", True, 9, True, 2), True),
         ),
         ("/v1/messages", {"model": "m", "max_tokens": 7, "messages": [TOOL_RESULT_WITH_IMAGE]},
-         Said("m", False, 7, images=True)),
-        ("/v1/responses", {"model": "m", "input": "hello"}, Said("m", False)),
+         (Said("m", False, 7), True)),
+        ("/v1/responses", {"model": "m", "input": "hello"}, (Said("m", False), False)),
         ("/v1/responses", {"model": "m", "max_output_tokens": 3,
-         "input": [{"content": [{"type": "input_image"}]}]}, Said("m", False, 3, images=True)),
+         "input": [{"content": [{"type": "input_image"}]}]}, (Said("m", False, 3), True)),
         ("/v1beta/models/g:streamGenerateContent",
          {"contents": [{"parts": [{"inlineData": {"mimeType": "image/png"}}]}], "tools": [{}],
           "generationConfig": {"maxOutputTokens": 4, "responseMimeType": "application/json"}},
-         Said("g", True, 4, True, True)),
+         (Said("g", True, 4, True), True)),
     ],
 )  # fmt: skip
-def test_what_a_request_says(path: str, request_body: dict[str, Any], expected: Said) -> None:
+def test_what_a_request_says(path: str, request_body: dict[str, Any], expected: tuple[Said, bool]) -> None:
+    """And whether it shows images."""
     operation = operation_of(path)
     assert operation is not None
-    assert said(operation, request_body) == expected
+    told = said(operation, request_body)
+    assert (told, told.images) == expected
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"'])

@@ -67,23 +67,23 @@ class _Caller(Client):
 
     async def write(self, chunk: bytes) -> None:
         """Send a part of the body."""
-        await self._send(self._framed(chunk) if chunk else b"")
+        if self._send(chunk, last=b""):
+            await self._protocol.flow.drain()
 
     async def end(self, chunk: bytes = b"") -> None:
         """Send the last part."""
         self.ended = True
-        await self._send((self._framed(chunk) if chunk else b"") + (b"0\r\n\r\n" if self._in_chunks else b""))
+        if self._send(chunk, last=b"0\r\n\r\n" if self._in_chunks else b""):
+            await self._protocol.flow.drain()
 
-    def _framed(self, chunk: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._in_chunks else chunk
-
-    async def _send(self, data: bytes) -> None:
-        data, self._waiting = self._waiting + data, b""
-        protocol = self._protocol
-        if data and not protocol.transport.is_closing():
-            protocol.transport.write(data)
-            if protocol.flow.write_paused:
-                await protocol.flow.drain()
+    def _send(self, chunk: bytes, *, last: bytes) -> bool:
+        """Write what there is in one piece; whether to wait until the caller has read more of it."""
+        framed = b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk and self._in_chunks else chunk
+        data, self._waiting = b"%b%b%b" % (self._waiting, framed, last), b""
+        if not data or self._protocol.transport.is_closing():
+            return False
+        self._protocol.transport.write(data)
+        return self._protocol.flow.write_paused
 
 
 class CallProtocol(BudgetProtocol):
