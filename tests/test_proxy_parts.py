@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
@@ -24,18 +25,20 @@ from billing.reservation_desk import ReservationDesk
 from catalog.endpoints import Endpoint
 from catalog.quote import Quotes
 from ingest.call_report import attributes, begun, encode
+from ingest.journal import Journal, read_frames
 from proxy.allowance import Allowance
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
 from proxy.choice import Chooser
 from proxy.connection import Broken, Timeouts, TooSlow, Unreachable
 from proxy.doors import Door, DoorSettings
 from proxy.edits import with_model, with_stream_usage
-from proxy.exchange import Attempt, CallHead, CredentialKind, Exchange, Way
+from proxy.exchange import Attempt, CallHead, CredentialKind, Exchange, Outcome, Way
 from proxy.failure import FailureKind, failure
 from proxy.health import Health
 from proxy.inflight import PAGE_BYTES, InFlight, TooManyInFlight
 from proxy.outgoing import outgoing
 from proxy.plan import Planner
+from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.report import record_of
 from proxy.route_files import RouteFiles, RoutesFileError
@@ -504,6 +507,46 @@ def test_a_plan_and_a_metered_key_of_one_provider_are_told_apart_by_a_route_only
     vault.remove("anthropic", access="payg")
     vault.add(Entry("anthropic", "subscription", account="second", env="K"))
     assert chooser.choose(exchange("claude-opus-4-5")).account == "default"
+
+
+def test_what_a_head_leads_to_is_worked_out_once_and_again_when_the_keys_change(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    chooser, calling = Chooser(catalogue, Vault(tmp_path), DoorSettings()), exchange("openai/gpt-5")
+    for key in ("sk-proj-one", "sk-proj-two"):
+        Vault(tmp_path).add(Entry("openai", "payg"), Secret(key))
+        target = chooser.choose(calling)
+        sent = outgoing(calling, calling.head.way(target, streaming=False))
+        assert (b"authorization", f"Bearer {key}".encode()) in sent.headers
+        assert chooser.choose(calling) is target
+        assert outgoing(calling, calling.head.way(target, streaming=False)).headers is sent.headers
+    Vault(tmp_path).remove("openai")
+    with pytest.raises(Refused, match="no key"):
+        chooser.choose(calling)
+
+
+async def test_calls_that_end_together_are_one_entry_of_the_journal(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    recorder = Recorder(journal, InFlight(tmp_path / "in-flight", slots=4))
+    calling = exchange("gpt-5", authorization="Bearer sk-proj-mine")
+    target = Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(calling)
+    attempts = [Attempt(target, Way(target), number=number) for number in (1, 2, 3)]
+    for attempt in attempts:
+        recorder.begin(calling, attempt)
+    for attempt in attempts:
+        recorder.end(calling, attempt, Outcome.ANSWERED)
+    assert recorder.on_their_way == 3
+    await recorder.settled()
+    await asyncio.sleep(0)
+    assert recorder.on_their_way == 0
+    [frame] = read_frames(tmp_path / "journal", start=0, stop=journal.durable, max_bytes=1 << 20)
+    told = ExportTraceServiceRequest.FromString(frame.body).resource_spans
+    spans = [span.span_id for each in told for span in each.scope_spans[0].spans]
+    assert spans == [attempt.span_id for attempt in attempts]
+    await recorder.close()
+    await journal.close()
 
 
 # --- the way to a provider ---
