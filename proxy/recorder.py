@@ -24,9 +24,9 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger("tollbook.proxy")
 
-GATHERED_S: Final = 0.005
-"""Records that come within so long are one entry of the journal: each wakes its writer, the disk and the
-ledger.
+GATHERED_S: Final = 0.02
+"""Records that come within so long are one entry of the journal, since each entry wakes its writer, the disk
+and the ledger. A kill loses none of them: they stand in their slots.
 """
 MAX_GATHERED: Final = 256
 
