@@ -70,7 +70,6 @@ class _State:
     counted_for: int | None = None
     reserved: Decimal = ZERO
     told: set[tuple[datetime | None, Threshold]] = field(default_factory=set)
-    standing: Standing | None = None
 
     @classmethod
     def of(cls, budget: Budget, offset: int) -> _State:
@@ -78,13 +77,10 @@ class _State:
         return cls(budget, offset, spend_of(budget.parsed_period()), allowances)
 
     def at(self, now: datetime) -> Standing:
-        spend, reserved, counted = self.spend, self.reserved, self.counted_for is not None
-        spend.roll(now)
-        known = self.standing
-        if known is None or not known.holds(spend, reserved=reserved, counted=counted):
-            known = Standing(self.budget, spend, self.allowances, counted, spend.amount, reserved)
-            self.standing = known
-        return known
+        self.spend.roll(now)
+        spent, reserved, counted = self.spend.amount, self.reserved, self.counted_for is not None
+        used = EXACT.add(spent, reserved) if reserved else spent
+        return Standing(self.budget, self.spend, self.allowances, counted, reserved, used)
 
     def bring_up(self, shown: BudgetFigures) -> None:
         """Puts what is reserved now into the figures."""

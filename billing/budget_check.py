@@ -6,7 +6,7 @@ Pure functions on figures; no state and no clock. A cost that is not known is ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -32,33 +32,15 @@ _ONE = Decimal(1)
 class Standing:
     """One budget, its spend now, what reservations hold of it, and both together (`used`).
 
-    `counted` is false while a new budget's calls are still being counted. What replies show of it is written
-    out here once: many checks find a budget as the one before left it.
+    `counted` is false while a new budget's calls are still being counted.
     """
 
     budget: Budget
     spend: Spend
     allowances: tuple[tuple[Decimal, Threshold], ...]  # at x limit, ascending, never none
     counted: bool
-    spent: Decimal
     reserved: Decimal
-    used: Decimal = field(init=False)
-    limit_shown: str = field(init=False)
-    spent_shown: str | None = field(init=False)
-    reserved_shown: str = field(init=False)
-    remaining_shown: str | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        limit = self.budget.limit
-        self.used = EXACT.add(self.spent, self.reserved) if self.reserved else self.spent
-        self.limit_shown, self.reserved_shown = decimal_text(limit), decimal_text(self.reserved)
-        self.spent_shown = decimal_text(self.spent) if self.counted else None
-        self.remaining_shown = decimal_text(EXACT.subtract(limit, self.used)) if self.counted else None
-
-    def holds(self, spend: Spend, *, reserved: Decimal, counted: bool) -> bool:
-        """Whether nothing has changed since."""
-        same = self.spend is spend and self.spent is spend.amount and self.reserved is reserved
-        return same and self.counted is counted
+    used: Decimal
 
 
 @dataclass(slots=True)
@@ -173,14 +155,15 @@ def figures(
 ) -> BudgetFigures:
     """The budget's figures for a reply; `remaining` is what is left of the limit, negative when overspent."""
     budget, spend = standing.budget, standing.spend
+    remaining = decimal_text(EXACT.subtract(budget.limit, standing.used)) if standing.counted else None
     return BudgetFigures(
         id=budget.id,
         meter=budget.meter,
-        limit=standing.limit_shown,
+        limit=decimal_text(budget.limit),
         period=budget.period,
-        spent=standing.spent_shown,
-        reserved=standing.reserved_shown,
-        remaining=standing.remaining_shown,
+        spent=decimal_text(spend.amount) if standing.counted else None,
+        reserved=decimal_text(standing.reserved),
+        remaining=remaining,
         resets_at=spend.resets_at(),
         estimate=None if estimate is None else decimal_text(estimate),
         unpriced_calls=spend.unpriced,

@@ -142,7 +142,7 @@ def recognised(
         return told, None
     quote = quotes.quote(provider=told.get("provider"), model=model, at=now, usage=_usage(request))
     if request.model is not None and quote.resolution is not None:
-        _name(told, quote.resolution, model_told=request.scope.model is not None)
+        told |= _resolved(quote.resolution, model_told=request.scope.model is not None)
     if "account_id" in told and "access" not in told:
         told |= _by_account(told, now=now, quotes=quotes)
     return told, quote
@@ -163,11 +163,11 @@ def _usage(request: CheckRequest) -> dict[str, int]:
     return {"input": request.estimate.input_tokens or 0, "output": request.estimate.output_tokens or 0}
 
 
-def _name(told: dict[str, str], resolution: Resolution, *, model_told: bool) -> None:
-    if resolution.provider is not None:
-        told["provider"] = resolution.provider
+def _resolved(resolution: Resolution, *, model_told: bool) -> dict[str, str]:
+    resolved = {} if resolution.provider is None else {"provider": resolution.provider}
     if resolution.model is not None and not model_told:
-        told["model"] = resolution.model
+        resolved["model"] = resolution.model
+    return resolved
 
 
 def price(

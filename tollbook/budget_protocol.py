@@ -16,14 +16,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from tollbook.api_reservations import (
-    CHECK_PATH,
-    JSON_HEADERS,
-    MAX_CHECK_BYTES,
-    RESERVATIONS_PATH,
-    Answer,
-    begin,
-)
+from tollbook.api_reservations import CHECK_PATH, MAX_CHECK_BYTES, RESERVATIONS_PATH, Answer, begin
 from tollbook.guard import SECURITY_HEADERS, Guard
 from tollbook.house import House
 from tollbook.plain_head import MAX_HEAD_BYTES, Headers, plain_head
@@ -56,7 +49,6 @@ class BudgetProtocol(HttpToolsProtocol):
     _leaving = False
     _replied_at = 0.0
     _defaults: tuple[Headers, bytes] = ([], b"")
-    _good_start: tuple[Headers, bytes] = ([], b"")
 
     def data_received(self, data: bytes) -> None:
         """Answer what is plain, and pass the rest on."""
@@ -158,24 +150,13 @@ class BudgetProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.server_state.total_requests += 1
-        closing = b"connection: close\r\n" if self._leaving else b""
-        parts = self._start_of(answer), len(answer.body), closing, answer.body
-        self.transport.write(b"%bcontent-length: %d\r\n%b\r\n%b" % parts)
-        self.replied(closing=False)
-
-    def _start_of(self, answer: Answer) -> bytes:
-        """The head without its length; that of good news is written out once a second."""
-        if answer.status != 200 or answer.headers is not JSON_HEADERS:
-            return self._written(answer)
-        known, start = BudgetProtocol._good_start
-        if known is not self.server_state.default_headers:
-            start = self._written(answer)
-            BudgetProtocol._good_start = self.server_state.default_headers, start
-        return start
-
-    def _written(self, answer: Answer) -> bytes:
         told = b"".join([b"%s: %s\r\n" % header for header in answer.headers])
-        return b"".join((STATUS_LINE[answer.status], self.default_headers(), told, _SECURITY))
+        length = b"content-length: %d\r\n" % len(answer.body)
+        closing = b"connection: close\r\n\r\n" if self._leaving else b"\r\n"
+        start = STATUS_LINE[answer.status]
+        parts = (start, self.default_headers(), told, length, _SECURITY, closing, answer.body)
+        self.transport.write(b"".join(parts))
+        self.replied(closing=False)
 
     def replied(self, *, closing: bool) -> None:
         """An answer has gone out: wait for the next request, or close."""

@@ -97,7 +97,7 @@ class CallProtocol(BudgetProtocol):
     _caller: _Caller | None = None
 
     def _take(self, data: bytes) -> None:
-        if self._incoming is None and (found := _REQUEST.match(data)) and not self.is_busy:
+        if self._incoming is None and (found := None if self.is_busy else _REQUEST.match(data)):
             end = data.find(b"\r\n\r\n", found.end() - 2)
             if end < 0 and len(data) < MAX_HEAD_BYTES:
                 self._early = data

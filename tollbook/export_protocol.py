@@ -32,8 +32,8 @@ class ExportProtocol(BudgetProtocol):
     exports: ClassVar[dict[bytes, Export | None]]
 
     def _take(self, data: bytes) -> None:
-        found = _REQUEST.match(data)
-        end = -1 if found is None or self.is_busy else data.find(b"\r\n\r\n", found.end() - 2)
+        found = None if self.is_busy else _REQUEST.match(data)
+        end = -1 if found is None else data.find(b"\r\n\r\n", found.end() - 2)
         export = None if found is None or end < 0 else self._export(data[:end], found)
         if export is None:
             super()._take(data)
