@@ -14,6 +14,7 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 
@@ -36,7 +37,7 @@ from proxy.wire import operation_of, said
 
 __all__ = ["CATALOG_ASKS", "same_cost", "same_lab"]
 
-KEY_ENV = "TOLLBOOK_TEST_KEY"
+KEY_ENV = "A_KEY_OF_THE_CASES"
 _ACCESS = {"api_key": "payg", "subscription": "subscription"}
 _AT = "2026-09-01T12:00:00+00:00"
 
@@ -145,8 +146,7 @@ def _asked_of(given: Any) -> Any:
 
 def _leads_to(given: Any) -> Any:
     """Where a call goes by the keys that are held for what is listed."""
-    os.environ[KEY_ENV] = "key"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {KEY_ENV: "key"}):
         vault = Vault(Path(folder))
         for each in given["listed"]:
             if each["access"]:
