@@ -44,7 +44,8 @@ def main() -> int:
     except BenchError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
-    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    told = [arg for arg in sys.argv[1:] if arg not in ("--folder", str(given.folder))]
+    command = shlex.join(["python", "-m", "bench", *told])  # the page names no place of this machine
     page = report.as_markdown(run, facts, command=command, commit=commit)
     as_json = report.as_json(run, facts, command=command, commit=commit)
     sys.stdout.write(as_json + "\n" if given.json else page)
