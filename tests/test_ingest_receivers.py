@@ -300,13 +300,13 @@ async def test_grpc_garbage_is_invalid_argument(server: Receivers) -> None:
 @pytest.mark.parametrize(
     ("encoding", "body"),
     [
-        ("gzip", b"not gzip"),
-        ("gzip", gzip.compress(trace_request())[:-5]),
-        ("gzip", gzip.compress(trace_request()) + b"rest"),
-        ("deflate", b"\x00\x01\x02"),
-        ("deflate", zlib.compress(trace_request()) + b"rest"),
-        ("zstd", b"not zstd"),
-        ("zstd", zstandard.compress(trace_request())[:-3]),
+        pytest.param("gzip", b"not gzip", id="gzip-not"),
+        pytest.param("gzip", gzip.compress(trace_request())[:-5], id="gzip-cut"),
+        pytest.param("gzip", gzip.compress(trace_request()) + b"rest", id="gzip-followed"),
+        pytest.param("deflate", b"\x00\x01\x02", id="deflate-not"),
+        pytest.param("deflate", zlib.compress(trace_request()) + b"rest", id="deflate-followed"),
+        pytest.param("zstd", b"not zstd", id="zstd-not"),
+        pytest.param("zstd", zstandard.compress(trace_request())[:-3], id="zstd-cut"),
     ],
 )
 async def test_damaged_compression_is_400(server: Receivers, encoding: str, body: bytes) -> None:
