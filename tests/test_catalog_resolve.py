@@ -87,6 +87,22 @@ def test_an_open_model_on_ones_own_machine_is_local_and_a_closed_one_is_not() ->
     assert (gateway.provider, gateway.resolution) == (None, "ambiguous")
 
 
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("some-gateway/claude-opus-4-5", "anthropic/claude-opus-4-5"),
+        ("litellm/gpt-5", "openai/gpt-5"),
+        ("our-proxy/team-a/claude-sonnet-4-5", "anthropic/claude-sonnet-4-5"),
+    ],
+)
+def test_a_strange_name_in_front_leaves_the_model_known_and_who_served_it_open(
+    model: str, known: str
+) -> None:
+    got = resolve(model)
+    assert (got.model, got.provider, got.resolution) == (known, None, "ambiguous")
+    assert resolve(known.partition("/")[2]).resolution == "inferred"
+
+
 @pytest.mark.parametrize("junk", ["", "gpt", "custom:my-model", "gpt-5\u200b", "x" * 300, "a\nb"])
 def test_junk_is_unresolved(junk: str) -> None:
     got = resolve(junk)
