@@ -54,8 +54,8 @@ class Allowance:
             reply = await self._desk.check(request)
         except BudgetError as error:
             raise Refused(FailureKind.OVERLOADED, str(error), retry_after_s=error.retry_after_s) from None
-        except Exception as error:  # the disk: what cannot be written down is not promised
-            log.error("a reservation could not be written: %s", error)
+        except Exception:  # the disk: what cannot be written down is not promised
+            log.exception("a reservation could not be written")
             sentence = "what the call may need could not be reserved; ask again"
             raise Refused(FailureKind.OVERLOADED, sentence, retry_after_s=2) from None
         if reply.decision == "deny":
@@ -91,10 +91,12 @@ class Allowance:
         return None if used_up else "every window of its plan has something left"
 
     async def release(self, reservation_id: str) -> None:
-        """The call was not made: nothing reached the provider."""
+        """Nothing was used of it. Raises nothing: whoever lets go has an answer to give, and what cannot be
+        let go (the disk) expires.
+        """
         try:
             await self._desk.release(reservation_id)
-        except BudgetError as error:
+        except Exception as error:
             log.warning("a reservation stays until it expires: %s", error)
 
 

@@ -29,7 +29,7 @@ from proxy.recorder import Recorder
 from proxy.refusal import Refused
 from proxy.relay import ErrorAnswer, Passage, inflated, relay_refusal
 from proxy.translate import CannotCarry
-from proxy.upstream import NothingSent, Upstream
+from proxy.upstream import NOTHING_SENT, Upstream
 
 __all__ = ["Carrier", "Counts"]
 
@@ -149,12 +149,8 @@ class Carrier:
             answer = await self._upstream.send("POST", sent.url, sent.headers, sent.body, local=local)
         except UpstreamError as error:
             return await self._no_answer(exchange, attempt, error)
-        except NothingSent:
-            self._recorder.end(exchange, attempt, Outcome.UNSENT)
-            self._release(attempt)
-            raise
-        except asyncio.CancelledError:
-            self._left(exchange, attempt)
+        except asyncio.CancelledError as gone:
+            self._left(exchange, attempt, sent=NOTHING_SENT not in gone.args)
             raise
         try:
             return await self._answered(exchange, attempt, sent, answer, client)
@@ -242,10 +238,12 @@ class Carrier:
         if (releasing := self._release(attempt)) is not None:
             await asyncio.shield(releasing)
 
-    def _left(self, exchange: Exchange, attempt: Attempt) -> None:
-        """The caller has gone, or the house stops."""
-        outcome = Outcome.STOPPED if self.stopping else Outcome.CLIENT_LEFT
-        self._recorder.end(exchange, attempt, outcome)
+    def _left(self, exchange: Exchange, attempt: Attempt, *, sent: bool = True) -> None:
+        """The caller has gone, or the house stops; what was not `sent` has used nothing."""
+        left = Outcome.STOPPED if self.stopping else Outcome.CLIENT_LEFT
+        self._recorder.end(exchange, attempt, left if sent else Outcome.UNSENT)
+        if not sent:
+            self._release(attempt)
 
     async def close(self) -> None:
         """Wait for what is being released, then close the connections."""

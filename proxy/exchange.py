@@ -1,4 +1,7 @@
-"""One request of a caller and each attempt to have it served: the facts that the proxy's parts share."""
+"""One request of a caller and each attempt to have it served: the facts that the proxy's parts share.
+
+Nothing here shows headers, bodies or URLs when it is printed: they hold keys and content.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +75,11 @@ class Way:
     """
 
     target: Target
-    url: str = ""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    attributes: bytes = b""
+    url: str = field(default="", repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
+    attributes: bytes = field(default=b"", repr=False)
     wanted: re.Pattern[str] | None = None
-    extra: Headers | None = None
+    extra: Headers | None = field(default=None, repr=False)
 
 
 class CallHead:
@@ -116,8 +119,8 @@ class Exchange:
 
     head: CallHead
     said: Said
-    body: bytes
-    request: dict[str, Any]
+    body: bytes = field(repr=False)
+    request: dict[str, Any] = field(repr=False)
     session_id: str | None = None
     trace_id: bytes = b""
     route: str | None = None
@@ -180,15 +183,15 @@ class Attempt:
     started_s: float = field(default_factory=time.perf_counter)
     access: str = ""
     slot: int | None = None
-    begun: bytes = b""
+    begun: bytes = field(default=b"", repr=False)
     status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     first_byte_s: float | None = None
     told: Told | None = None
     failure: Failure | None = None
     outcome: Outcome = Outcome.INTERRUPTED
     answer: Answer | None = None
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         self.access = self.target.access

@@ -8,7 +8,7 @@ its usage where its caller did not ask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from catalog.endpoints import Endpoint
@@ -53,9 +53,9 @@ class Outgoing:
     caller and must not reach it. `left_out` are hints that the target's dialect has no word for.
     """
 
-    url: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    url: str = field(repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    body: bytes = field(repr=False)
     spoken: WireFormat
     adds_usage: bool = False
     left_out: tuple[str, ...] = ()

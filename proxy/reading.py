@@ -39,7 +39,7 @@ class Told(Counts):
     finish_reasons: tuple[str, ...] = ()
     complete: bool = False
     error_type: str | None = None
-    error_body: bytes | None = None
+    error_body: bytes | None = field(default=None, repr=False)
 
     @property
     def usage_known(self) -> bool:

@@ -6,7 +6,8 @@ Nothing is redirected, cached or taken from the environment. Requests are writte
 whatever would be no header is refused.
 
 Errors: `Unreachable` (nothing was sent: safe to try elsewhere), and those of `connection`. Who is cancelled
-before anything was sent is told so by `NothingSent`.
+before anything was sent is told so by `NOTHING_SENT` among the arguments of the CancelledError: a class of
+its own would pass by `asyncio.timeout`, which looks for the plain one.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from proxy.connection import Answer, Connection, Timeouts, Unreachable
 from proxy.url_safety import is_metadata, is_public
 
-__all__ = ["NothingSent", "Upstream"]
+__all__ = ["NOTHING_SENT", "Upstream"]
 
+NOTHING_SENT: Final = "nothing was sent"
+"""Cancelled while the connection was being made: the provider has seen nothing of the call."""
 KEPT_S: Final = 15.0
 """How long a connection without a call is kept, about: providers close theirs after some while."""
 RESOLVED_S: Final = 30.0
 NEXT_ADDRESS_S: Final = 0.25
 RETRY_S: Final = 0.1
+MAX_HEADS: Final = 256
+"""Heads remembered, with the keys in them: at their longest, 4 MiB."""
 _HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)+")
-
-
-class NothingSent(asyncio.CancelledError):
-    """Cancelled while the connection was being made: the provider has seen nothing of the call."""
 
 
 class Origin(NamedTuple):
@@ -94,7 +95,7 @@ class Upstream:
         self._sweeping = loop.call_later(KEPT_S / 2, self._sweep) if self._idle else None
 
     async def _reached(self, origin: Origin) -> Connection:
-        """A new connection, tried for twice: nothing was sent. Raises Unreachable and NothingSent."""
+        """A new connection, tried for twice. Raises Unreachable, and CancelledError with NOTHING_SENT."""
         try:
             try:
                 return await self._connected(origin)
@@ -102,7 +103,7 @@ class Upstream:
                 await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311  # to spread, not to guard
                 return await self._connected(origin)
         except asyncio.CancelledError:
-            raise NothingSent from None
+            raise asyncio.CancelledError(NOTHING_SENT) from None
 
     async def _connected(self, origin: Origin) -> Connection:
         try:
@@ -163,7 +164,7 @@ class Upstream:
         await asyncio.sleep(0)  # lets them go
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=MAX_HEADS)
 def _head(
     method: str, url: str, headers: tuple[tuple[bytes, bytes], ...], local: bool
 ) -> tuple[Origin, bytes]:

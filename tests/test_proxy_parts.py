@@ -288,6 +288,20 @@ def test_every_door_of_the_catalogue_is_reached_with_the_key_kept_for_it(
     assert reached > 100
 
 
+def test_nothing_of_a_call_that_is_printed_shows_a_key_or_content(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    calling = exchange("openai/gpt-5", authorization="Bearer sk-proj-mine", x_note="private-note")
+    target = Chooser(catalogue, Vault(tmp_path), DoorSettings()).choose(calling)
+    attempt = Attempt(target, calling.head.way(target, streaming=False))
+    sent = outgoing(calling, attempt.way)
+    attempt.headers, attempt.body = {"set-cookie": "private-cookie"}, b"private words"
+    attempt.told, attempt.begun = Told(error_body=b"private words"), record_of(calling, attempt)
+    printed = repr((calling, attempt, attempt.way, sent, target, calling.caller))
+    assert "gpt-5" in printed
+    assert not [word for word in ("sk-proj-mine", "hello", "private") if word in printed]
+
+
 def _variables(endpoint: Endpoint) -> DoorSettings:
     variables = dict.fromkeys(endpoint.variables, "acme")
     return DoorSettings((Door(provider=endpoint.provider, variables=variables),))

@@ -26,8 +26,10 @@ from ingest.journal import Journal, JournalError, Kind
 from ingest.segment import read_frames
 from proxy.caller import Headers
 from proxy.client import Client
+from proxy.connection import Timeouts
 from proxy.exchange import CallHead
 from proxy.proxy import Limits, Proxy
+from proxy.upstream import Upstream
 from proxy.wire import operation_of
 from tests.model_server import ModelServer, model_server
 from tests.test_proxy_carry import write_doors
@@ -221,6 +223,15 @@ async def test_a_caller_who_goes_before_anything_is_sent_has_used_nothing(
             assert place.proxy.counters()["proxy_in_flight"] == 0
 
 
+async def test_who_waits_for_a_connection_only_so_long_is_told_of_the_time(tmp_path: Path) -> None:
+    """`asyncio.timeout` takes the plain CancelledError for its own and no other."""
+    upstream = Upstream(Timeouts())
+    with unanswering() as url, pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await upstream.send("GET", url, [(b"accept", b"*/*")], b"", local=True)
+    await upstream.close()
+
+
 async def test_what_a_provider_refuses_is_free_at_once_for_the_next_target(
     tmp_path: Path, quotes: Quotes
 ) -> None:
@@ -275,3 +286,24 @@ async def test_a_fault_of_ours_leaves_the_call_in_the_book(tmp_path: Path, quote
         assert answer.status == 500
         assert await place.outcomes() == ["broken"]
         assert place.proxy.counters()["proxy_in_flight"] == 0
+
+
+async def test_a_disk_that_fails_later_leaves_the_caller_the_providers_answer(
+    tmp_path: Path, quotes: Quotes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was held cannot be let go: it expires."""
+    async with house(tmp_path, quotes, purse="1") as place:
+        place.may_write.clear()
+        call = asyncio.create_task(place.call("status 429"))
+        async with asyncio.timeout(10):
+            await place.writing.wait()
+        place.writing.clear()
+        place.may_write.set()
+        async with asyncio.timeout(10):
+            while place.journal.durable == 0:
+                await asyncio.sleep(0)
+        place.failing = True
+        answer = await call
+        assert (answer.status, answer.body) == (429, place.models.sent[-1])
+        assert place.held() != "0"
+        assert "stays until it expires" in caplog.text
