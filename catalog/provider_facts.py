@@ -235,6 +235,8 @@ class Provider(Data):
     """Environment variables in which its users keep the key, the usual one first."""
     endpoints: list[EndpointFacts] = Field(default_factory=list)
     """Where live calls go, per access and format, the preferred one first."""
+    chat_lacks: list[Literal["stream_options", "reasoning_content", "store"]] = Field(default_factory=list)
+    """Fields of chat requests that its door refuses: nothing that is added or translated holds them."""
     models_endpoint: WebAddress | None = None
     """Where it lists the models it serves."""
     usage_endpoint: WebAddress | None = None

@@ -43,8 +43,6 @@ _KEYS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-a
 _DIALECT: Final = (b"anthropic-", b"openai-", b"x-stainless-", b"x-goog-", b"chatgpt-")
 """Headers that mean something in one dialect only."""
 _READABLE: Final = (b"gzip", b"deflate", b"identity")
-_NO_STREAM_USAGE: Final = frozenset({"mistral"})
-"""Providers that tell the usage of a stream unasked and refuse to be asked."""
 
 
 @dataclass(slots=True)
@@ -92,6 +90,7 @@ def _body(
             *(exact(request, exchange.body), exchange.wire_format, spoken),
             model=target.model,
             streaming=exchange.said.streaming,
+            chat_lacks=target.facts.chat_lacks,
         )
         return dumps(told.body), told.body, told.left_out
     if spoken is WireFormat.GOOGLE_GENERATE or request.get("model") == target.model:
@@ -103,7 +102,7 @@ def _body(
 def _may_ask(target: Target, request: dict[str, Any]) -> bool:
     options = request.get("stream_options")
     asked = isinstance(options, dict) and options.get("include_usage") is True
-    return not asked and target.provider not in _NO_STREAM_USAGE
+    return not asked and "stream_options" not in target.facts.chat_lacks
 
 
 def _url(exchange: Exchange, target: Target, *, same: bool) -> str:

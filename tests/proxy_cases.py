@@ -22,7 +22,7 @@ from proxy.counts import counts_of, flattened
 from proxy.failure import Failure, classify, error_body
 from proxy.redact import redact
 from proxy.sse import EventReader
-from proxy.translate import CannotCarry, answer_translator, translate_request
+from proxy.translate import CannotCarry, answer_translator, translate_request, translated
 from proxy.url_safety import UnsafeUrl, address_of, check_addresses, checked_url, is_metadata, is_public
 from proxy.usage import Told, UsageTap
 from proxy.wire import WireFormat
@@ -346,11 +346,16 @@ def _same_translated_stream(ours: Json, peer: Json) -> bool:
     return _same(ours, wanted)
 
 
+_book = cache(load_book)
+
+
 def _echoes(given: Json) -> bool:
     turns = [{"role": "assistant", "content": "x", "reasoning_content": "hm"}]
     chat = WireFormat.OPENAI_CHAT
-    written = translate_request({"messages": turns}, chat, chat, model=given["model"])
-    return "reasoning_content" in written["messages"][0]
+    provider = _book().providers.get(given["provider"])
+    lacks = provider.chat_lacks if provider else ()
+    written = translated({"messages": turns}, chat, chat, model=given["model"], chat_lacks=lacks)
+    return "reasoning_content" in written.body["messages"][0]
 
 
 _ASKS: dict[str, Callable[[Json], Json]] = {

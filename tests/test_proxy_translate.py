@@ -553,6 +553,30 @@ def test_integers_of_any_size_come_through_unchanged() -> None:
     assert f'{{\\"n\\":{huge}}}'.encode() in out
 
 
+def test_what_a_door_refuses_is_not_translated_to_it() -> None:
+    """Thoughts of earlier turns are told to be lost; that a stream is not asked for its usage is no loss."""
+    said = {"type": "text", "text": "hello"}
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [SIGNED, said]}]
+    body = {"model": "m", "max_tokens": 9, "stream": True, "messages": turns}
+    whole = translated(body, MESSAGES, CHAT, model="devstral-2")
+    assert whole.body["messages"][1]["reasoning_content"] and "stream_options" in whole.body
+    lacks = ["stream_options", "reasoning_content", "store"]
+    bare = translated(body, MESSAGES, CHAT, model="devstral-2", chat_lacks=lacks)
+    assert "reasoning_content" not in json.dumps(bare.body) and "stream_options" not in bare.body
+    assert bare.left_out == ("thinking",)
+
+
+def test_googles_own_settings_go_to_google_and_nowhere_else() -> None:
+    own = {"responseModalities": ["TEXT", "IMAGE"], "imageConfig": {"aspectRatio": "1:1"}, "temperature": 0}
+    body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1, "generationConfig": own}
+    assert translate_request(body, CHAT, GOOGLE, model="g")["generationConfig"] == own | {"temperature": 1}
+    for target in (RESPONSES, MESSAGES, CHAT):
+        with pytest.raises(CannotCarry, match="generationConfig"):
+            translate_request(body, CHAT, target, model="m")
+    with pytest.raises(CannotCarry, match="generationConfig"):
+        translate_request(body | {"generationConfig": "hot"}, CHAT, GOOGLE, model="g")
+
+
 def test_the_page_names_every_hint_that_may_be_left_out() -> None:
     page = (Path(__file__).parent.parent / "docs" / "translation.md").read_text()
     assert not {hint for hint in HINTS if f"`{hint}`" not in page}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -69,11 +69,15 @@ def translated(
     *,
     model: str,
     streaming: bool = False,
+    chat_lacks: Collection[str] = (),
 ) -> Translated:
-    """As `translate_request`, with what was left out. streaming: for Gemini's callers, whose path says so."""
+    """As `translate_request`, with what was left out. streaming: for Gemini's callers, whose path says so;
+    chat_lacks: fields of chat requests that the provider refuses.
+    """
     request = _read(body, source, model, streaming)
     written, left_out = _REQUEST_WRITERS[target](request)
-    return Translated(written, tuple(dict.fromkeys((*request.left_out, *left_out))))
+    lost = chat_request.strip(written, chat_lacks) if target is _CHAT else []
+    return Translated(written, tuple(dict.fromkeys((*request.left_out, *left_out, *lost))))
 
 
 def _read(body: Json, source: WireFormat, model: str, streaming: bool) -> Request:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
 from ..json_values import dumps
 from . import effort, media
 from .conversation import (
+    GOOGLE_SETTINGS,
     SAMPLING,
     SHARED_BY_OPENAI,
     AnswerFormat,
@@ -33,6 +34,7 @@ from .conversation import (
 )
 from .schema import with_items
 
+_BEYOND: Final = (*SHARED_BY_OPENAI, GOOGLE_SETTINGS)
 _DEFAULTS: Final = {"n": 1, "logprobs": False, "modalities": ["text"], "top_logprobs": 0}
 # OpenAI's newer models refuse the old name of the limit; most others know no other.
 _NEW_LIMIT_NAME: Final = re.compile(r"(?:^|/)(?:gpt-(?![34])|gpt-[45]\.|o\d|codex|chatgpt)")
@@ -66,7 +68,7 @@ def read(body: Json, model: str) -> Request:
         streaming=reading.flag("stream") or False,
         stream_usage=options.flag("include_usage") or False,
         service_tier=reading.text("service_tier"),
-        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0, "")},
+        beyond={key: value for key in _BEYOND if (value := reading.take(key)) not in (None, 0, "")},
     )
     options.close(silent=("include_obfuscation",))
     reading.close(defaults=_DEFAULTS)
@@ -258,7 +260,7 @@ def write(request: Request) -> tuple[Json, list[str]]:
     if request.max_output_tokens is not None:
         limit = "max_completion_tokens" if _NEW_LIMIT_NAME.search(request.model) else "max_tokens"
         body[limit] = request.max_output_tokens
-    body |= writing.sampling(request, names) | writing.shared(request, SHARED_BY_OPENAI)
+    body |= writing.sampling(request, names) | writing.beyond(request, SHARED_BY_OPENAI)
     if request.stop:
         body["stop"] = list(request.stop)
     if request.tools:
@@ -277,6 +279,12 @@ def write(request: Request) -> tuple[Json, list[str]]:
     if writing.refused:
         raise CannotCarry(writing.refused)
     return body, writing.left_out
+
+
+def strip(body: Json, fields: Collection[str]) -> list[str]:
+    """Take fields that a provider refuses out of a written body; the names of the hints that are lost so."""
+    lost = [key for told in (body, *body["messages"]) for key in fields if told.pop(key, None) is not None]
+    return ["thinking" if key == "reasoning_content" else key for key in lost if key != "stream_options"]
 
 
 def openai_tier(tier: str | None) -> str | None:

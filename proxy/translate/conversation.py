@@ -137,7 +137,7 @@ class Request:
     streaming: bool = False
     stream_usage: bool = False
     service_tier: str | None = None
-    openai: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what OpenAI's two formats share
+    beyond: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what only some formats have, as told
     left_out: tuple[str, ...] = ()
 
 
@@ -151,6 +151,8 @@ SHARED_BY_OPENAI: Final = (
     "prompt_cache_retention",
     "top_logprobs",
 )
+# What Gemini's models are asked for beyond what chat has words for, in Google's own.
+GOOGLE_SETTINGS: Final = "generationConfig"
 # Help, no meaning: where the other format has no place for them they are left out, and that is told.
 HINTS: Final = frozenset(
     {
@@ -243,10 +245,10 @@ class Writing:
                 self.refused.append(key)
         return written
 
-    def shared(self, request: Request, names: Iterable[str]) -> Json:
-        """Those of OpenAI's shared keys that this format has under the same name."""
-        kept = {key: request.openai[key] for key in names if key in request.openai}
-        for key in request.openai.keys() - kept.keys():
+    def beyond(self, request: Request, names: Iterable[str]) -> Json:
+        """What was told beyond the common words and this format has under the same name."""
+        kept = {key: request.beyond[key] for key in names if key in request.beyond}
+        for key in sorted(request.beyond.keys() - kept.keys()):
             (self.left_out if key in HINTS else self.refused).append(key)
         return kept
 

@@ -10,12 +10,13 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from ..wire import WireFormat
 from . import effort, media
 from .chat_request import finished, stop_sequences
 from .conversation import (
+    GOOGLE_SETTINGS,
     AnswerFormat,
     CannotCarry,
     Json,
@@ -41,6 +42,7 @@ from .schema import json_schema
 ORIGIN: Final = WireFormat.GOOGLE_GENERATE
 # Google's documented stand-in for the signature of a call that another model made, or that was lost.
 NO_SIGNATURE: Final = "context_engineering_is_the_way_to_go"
+_SCHEMAS: Final = ("responseSchema", "responseJsonSchema")
 _SAMPLING: Final = {
     "temperature": "temperature",
     "top_p": "topP",
@@ -254,8 +256,9 @@ def write(request: Request) -> tuple[Json, list[str]]:
         body["tools"] = [{"functionDeclarations": [_written_tool(tool) for tool in request.tools]}]
     if request.tool_choice is not None:
         body["toolConfig"] = {"functionCallingConfig": _written_choice(request.tool_choice)}
-    if settings := _written_settings(request, writing):
-        body["generationConfig"] = settings
+    own = writing.beyond(request, (GOOGLE_SETTINGS,)).get(GOOGLE_SETTINGS)
+    if settings := _laid_over(own, _written_settings(request, writing), writing):
+        body[GOOGLE_SETTINGS] = settings
     _check_rest(request, writing)
     if writing.refused:
         raise CannotCarry(writing.refused)
@@ -277,7 +280,15 @@ def _check_rest(request: Request, writing: Writing) -> None:
         writing.left_out.append("verbosity")
     if any(getattr(part, "cache", None) for message in request.messages for part in message.parts):
         writing.left_out.append("cache_control")
-    writing.shared(request, ())
+
+
+def _laid_over(own: Any, settings: Json, writing: Writing) -> Json:
+    """A chat caller's settings in Google's own words, under those that chat has words for."""
+    if not isinstance(own, dict):
+        writing.refused += [GOOGLE_SETTINGS] if own is not None else []
+        return settings
+    schemas = _SCHEMAS if "responseMimeType" in settings else ()
+    return {key: value for key, value in own.items() if key not in schemas} | settings
 
 
 def _written_settings(request: Request, writing: Writing) -> Json:

@@ -59,7 +59,7 @@ def read(body: Json, model: str) -> Request:
         streaming=reading.flag("stream") or False,
         stream_usage=True,
         service_tier=reading.text("service_tier"),
-        openai={"user": user} if user else {},
+        beyond={"user": user} if user else {},
     )
     config.close()
     metadata.close()
@@ -240,14 +240,10 @@ def write(request: Request) -> tuple[Json, list[str]]:
 
 
 def _write_rest(request: Request, body: Json, writing: Writing) -> None:
-    user = request.openai.get("user") or request.openai.get("safety_identifier")
+    beyond = writing.beyond(request, ("user", "safety_identifier"))
+    user = beyond.get("user") or beyond.get("safety_identifier")
     if isinstance(user, str):
         body["metadata"] = {"user_id": user}
-    writing.left_out += [
-        key for key in request.openai if key not in ("user", "safety_identifier", "top_logprobs")
-    ]
-    if "top_logprobs" in request.openai:
-        writing.refused.append("top_logprobs")
     if request.verbosity is not None:
         writing.left_out.append("verbosity")
     if request.service_tier in ("flex", "priority", "scale"):

@@ -104,10 +104,10 @@ class Reader:
             yield whole[len(told) :]
 
     def _add(self, place: int, item: Json) -> Iterator[Event]:
-        if item.get("type") == "function_call" and place not in self._calls:
+        name = word(item.get("name"))
+        if item.get("type") == "function_call" and place not in self._calls and name is not None:
             self._calls[place] = len(self._calls)
-            call_id = str(item.get("call_id") or item.get("id") or "")
-            yield CallStarted(self._calls[place], call_id, str(item.get("name") or ""))
+            yield CallStarted(self._calls[place], str(item.get("call_id") or item.get("id") or ""), name)
 
     def _item(self, place: int, item: Json) -> Iterator[Event]:
         if place in self._items_done:
@@ -116,9 +116,10 @@ class Reader:
         match item.get("type"):
             case "function_call":
                 yield from self._add(place, item)
-                rest = self._beyond(place, word(item.get("arguments")))
-                yield from (CallDelta(self._calls[place], piece) for piece in rest)
-                yield CallEnded(self._calls[place])
+                if (call := self._calls.get(place)) is not None:
+                    rest = self._beyond(place, word(item.get("arguments")))
+                    yield from (CallDelta(call, piece) for piece in rest)
+                    yield CallEnded(call)
             case "message":
                 whole = "".join(_texts(item.get("content")))
                 yield from (TextDelta(rest) for rest in self._beyond(place, whole))

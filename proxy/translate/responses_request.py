@@ -64,7 +64,7 @@ def read(body: Json, model: str) -> Request:
         streaming=reading.flag("stream") or False,
         stream_usage=True,
         service_tier=reading.text("service_tier"),
-        openai={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0, "")},
+        beyond={key: value for key in SHARED_BY_OPENAI if (value := reading.take(key)) not in (None, 0, "")},
     )
     text.close()
     options.close(silent=("include_obfuscation",))
@@ -258,7 +258,7 @@ def write(request: Request) -> tuple[Json, list[str]]:
     if request.max_output_tokens is not None:
         body["max_output_tokens"] = request.max_output_tokens
     body |= writing.sampling(request, {"temperature": "temperature", "top_p": "top_p"})
-    body |= {"store": False} | writing.shared(request, SHARED_BY_OPENAI)
+    body |= {"store": False} | writing.beyond(request, SHARED_BY_OPENAI)
     if request.stop:
         writing.refused.append("stop")
     if request.tools:
