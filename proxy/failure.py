@@ -27,6 +27,7 @@ from .sse import encoded
 from .wire import WireFormat
 
 MAX_MESSAGE_CHARACTERS: Final = 500
+_LOOKED_AT_CHARACTERS: Final = 10 * MAX_MESSAGE_CHARACTERS
 _READ_BYTES: Final = 64 << 10  # of an error's body
 
 
@@ -149,7 +150,9 @@ def _google_details(failure: Failure) -> list[dict[str, Any]]:
 
 def shown(message: str) -> str:
     """A message as it may be shown: no secret, no address of ours, no more than is read."""
-    return without_internal_urls(redact(" ".join(message.split())))[:MAX_MESSAGE_CHARACTERS]
+    words = message[:_LOOKED_AT_CHARACTERS].split()
+    whole = words if len(message) <= _LOOKED_AT_CHARACTERS else words[:-1]  # half a key looks like none
+    return without_internal_urls(redact(" ".join(whole)))[:MAX_MESSAGE_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)

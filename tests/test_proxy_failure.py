@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.failure import Failure, FailureKind, classify, failure, render, render_event
+from proxy.failure import _LOOKED_AT_CHARACTERS, Failure, FailureKind, classify, failure, render, render_event
 from proxy.sse import EventReader
 from proxy.wire import WireFormat
 
@@ -178,6 +178,16 @@ def test_messages_leak_no_keys_no_inner_addresses_and_no_pages() -> None:
     assert page.message == "the provider answered 404 (not found)"
     assert classified("x", 404, error(message="<!-- edge --><html>")).message == page.message
     assert len(classified("x", 400, error(message="long " * 1000)).message) == 500
+
+
+def test_a_key_that_a_long_message_is_cut_in_shows_no_half() -> None:
+    """What is looked at of a message ends in the key; so much before it is taken out that its head is read."""
+    key = "sk-" + "a1B2c3D4" * 40
+    for place in range(_LOOKED_AT_CHARACTERS - 12, _LOOKED_AT_CHARACTERS):
+        before = " ".join([key] * (place // (len(key) + 1)))
+        text = f"{before:<{place}}".replace("  ", " x") + key
+        message = classified("openai", 401, error(message=text)).message
+        assert message.startswith("[REDACTED] [REDACTED]") and "a1B2" not in message, message
 
 
 @pytest.mark.parametrize(

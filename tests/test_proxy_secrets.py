@@ -58,6 +58,74 @@ def test_secrets_by_name(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "Bearer%20sk-{}",
+        "Bearer%20{}",
+        "u?a=1&api_key%3D{}",
+        "u?api_key%253D{}",
+        "%22x-api-key%22%3A%22{}%22",
+        "%73k-ant-api03-{}",
+        "u?a=1\\u0026api_key\\u003d{}",
+        "bad key:\\nsk-ant-{} rejected",
+        '{{"text": "x\\tgsk_{}"}}',
+        "api key {}",
+        "Invalid API key: {}",
+        "Incorrect API key provided: {}. You can find yours elsewhere",
+        "the API key '{}' is not valid",
+        "--api-key {}",
+        "the password is {}",
+        "invalid token {}",
+        "key: {}",
+        "HF_TOKEN={}",
+        "Ocp-Apim-Subscription-Key: {}",
+        "Authorization: ApiKey {}",
+        "[(b'authorization', b'Bearer {}'), (b'accept', b'*/*')]",
+        "https://h/p?sig={}&x=1",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\n{}\n-----END PGP PRIVATE KEY BLOCK-----",
+    ],
+)
+def test_secrets_go_from_sentences_escapes_and_what_is_logged_of_headers(text: str) -> None:
+    found = redact(text.format(KEY_TAIL))
+    assert KEY_TAIL[:12] not in found and REDACTED in found, found
+    assert redact(found) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("key provided: sk-ab**cd. You can", f"key provided: {REDACTED}. You can"),
+        ("key provided: sk-proj-********wxyz.", f"key provided: {REDACTED}."),
+        ("API key ab12****yz is wrong", f"API key {REDACTED} is wrong"),
+        ("token: ****wxyz", f"token: {REDACTED}"),
+        ("sk-ant-...x9Zq expired", f"{REDACTED} expired"),
+        ("key 123e4567-e89b-42d3-a456-426614174000", f"key {REDACTED}"),
+        ("api key hunter22 is wrong", f"api key {REDACTED} is wrong"),
+        ("api_key%3Dopaque&x=%20y", f"api_key={REDACTED}&x= y"),
+    ],
+)
+def test_secrets_masked_in_part_or_told_in_prose(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "API key is invalid",
+        "Invalid API key: please check it",
+        "An API key is required; keys begin with sk-ant-...",
+        "unknown key: response_format",
+        "the key 'model' is missing",
+        "key **name** is required",
+        "missing fields: 'api_key', 'model'",
+        "token limit exceeded: 128000",
+        "Unexpected token < in JSON at position 0",
+        "Unexpected token ...args",
+        "MAX_TOKEN=4096",
+        "next_page_token=abc",
+        "the password is base64-encoded",
+        "Your API key expired on 2026-11-22",
+        "API key used 1000000 tokens",
+        "unsupported key: claude-sonnet-4-5-20250929",
+        "see https://h.example/a%20b?x=%2Fy and 100%25",
         "a bearer token is needed",
         "Basic information",
         "risk-assessment-of-things",
@@ -91,6 +159,11 @@ _PIECES = st.sampled_from(
         "x",
         "@",
         "https://",
+        "%20",
+        "%3D",
+        "api key ",
+        "hunter22",
+        "**",
         "eyJhbGciOiJIU",
         "\n",
     ]
