@@ -13,18 +13,20 @@ type of a column that is there, and to touch a file that a newer tollbook has wr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
 
 log = logging.getLogger("tollbook.ledger")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The layout of the ledger's file: one more with every release that adds to it."""
 _SCRATCH = "layout_of_today"
 _COLUMNS = (
     "SELECT table_name, column_name, data_type FROM duckdb_columns() "
-    "WHERE database_name = ? AND schema_name = 'main' AND NOT internal ORDER BY table_oid, column_index"
+    "WHERE database_name = $1 AND schema_name = 'main' AND NOT internal "
+    "AND table_oid IN (SELECT table_oid FROM duckdb_tables() WHERE database_name = $1) "
+    "ORDER BY table_oid, column_index"
 )
 Columns = dict[tuple[str, str], str]
 
@@ -45,8 +47,13 @@ class LedgerUnfit(LedgerRefused):
     """The file's columns are not what this tollbook writes, and adding some does not help."""
 
 
-def bring_up_ledger(connection: duckdb.DuckDBPyConnection, ddl: Sequence[str], *, name: str) -> None:
-    """Lay out the attached ledger `name`, in one transaction. Raises LedgerTooNew and LedgerUnfit."""
+def bring_up_ledger(
+    connection: duckdb.DuckDBPyConnection, ddl: Sequence[str], *, name: str, set_aside: Mapping[str, str]
+) -> None:
+    """Lay out the attached ledger `name`, in one transaction. Raises LedgerTooNew and LedgerUnfit.
+
+    `set_aside`: tables whose names are views' today -> what they are called until their rows are taken over.
+    """
     found = _version(connection, name)
     if found is not None and found > SCHEMA_VERSION:
         raise LedgerTooNew(
@@ -55,6 +62,7 @@ def bring_up_ledger(connection: duckdb.DuckDBPyConnection, ddl: Sequence[str], *
     wanted = columns_of(connection, ddl)
     connection.execute("BEGIN TRANSACTION")
     try:
+        _set_aside(connection, set_aside, name=name)
         for statement in ddl:
             connection.execute(statement)
         added = add_missing(connection, wanted, name=name)
@@ -67,6 +75,12 @@ def bring_up_ledger(connection: duckdb.DuckDBPyConnection, ddl: Sequence[str], *
         raise
     if found is not None and added:
         log.info("brought the ledger from layout %d to %d: added %s", found, SCHEMA_VERSION, ", ".join(added))
+
+
+def _set_aside(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, str], *, name: str) -> None:
+    there = {table for table, _ in _columns(connection, name)}
+    for table in there & tables.keys():
+        connection.execute(f"ALTER TABLE {name}.main.{table} RENAME TO {tables[table]}")
 
 
 def columns_of(connection: duckdb.DuckDBPyConnection, ddl: Iterable[str]) -> Columns:

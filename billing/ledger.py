@@ -21,8 +21,8 @@ from billing import emitters, spend, tables
 from billing.changes import Changed, reasons
 from billing.charges import Pricing, call_id, charge
 from billing.checkpoint import Checkpoints
+from billing.earlier_layouts import take_over_earlier_layouts
 from billing.evidence import append_observations, keyed
-from billing.first_layout import take_over_first_layout
 from billing.fusion import HORIZON, fuse
 from billing.jobs import JobBook
 from billing.link_keeping import forget_links
@@ -31,7 +31,17 @@ from billing.plan_quota import HeaderReader, note_quotas
 from billing.related import IDENTITY, related, settled, stored_links, unseen, window_of
 from billing.reread import Rereading, retired, told_of, written_again
 from billing.rollup import SLOT
-from billing.store import CALL_LISTS, OBSERVED, append, connect, frames, read
+from billing.store import (
+    CALL_KINDS,
+    CALL_LISTS,
+    KINDS,
+    OBSERVATION_KINDS,
+    OBSERVED,
+    append,
+    connect,
+    frames,
+    read,
+)
 from ingest.dialect import Dialects
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS
 
@@ -174,7 +184,7 @@ class Ledger:
         Reservations journaled before `news_until` are told to the front in full: it was not there then.
         """
         connection = connect(path, memory_limit=memory_limit, threads=threads, wait_s=wait_s)
-        take_over_first_layout(connection)
+        take_over_earlier_layouts(connection)
         checkpoints = Checkpoints(connection, database="ledger", path=path)
         checkpoints.lay_out()
         return cls(connection, epoch=epoch, pricing=pricing, checkpoints=checkpoints, news_until=news_until)
@@ -308,7 +318,9 @@ class Ledger:
         Links that lead from a record to those above it stay as long as records do (`billing.link_keeping`).
         """
         with self._transaction():
-            self._db.execute("DELETE FROM observations WHERE effective_at < ?", [observations_before])
+            self._db.execute(
+                f"DELETE FROM {OBSERVATION_KINDS.rows} WHERE effective_at < ?", [observations_before]
+            )
             now = datetime.now(UTC)
             as_long = now + (now - observations_before)
             forget_links(self._db, before=links_before, kept_until=as_long, now=now)
@@ -317,6 +329,8 @@ class Ledger:
             self._db.execute("DELETE FROM aggregates_alone WHERE ended_at < ?", [observations_before])
             self._db.execute("DELETE FROM dirty_slots WHERE commit_no <= ?", [published_commit])
             self._db.execute("DELETE FROM commits WHERE commit_no < ?", [self._commit_no])
+            for kinds in KINDS.values():
+                kinds.forget_unused(self._db)
 
     def observations_of(self, call: str, started_at: datetime) -> pl.DataFrame:
         """The observations that were fused into a call, found the way fusion found them."""
@@ -514,7 +528,7 @@ class Ledger:
         low, high = window_of(replaced, column="started_at")
         with frames(self._db, wanted=replaced.select("call_id")):
             self._db.execute(
-                "DELETE FROM calls WHERE started_at BETWEEN ? AND ? "
+                f"DELETE FROM {CALL_KINDS.rows} WHERE started_at BETWEEN ? AND ? "
                 "AND call_id IN (SELECT call_id FROM wanted)",
                 [low, high],
             )

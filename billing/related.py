@@ -27,17 +27,20 @@ _MAX_ROUNDS = 16
 _MAX_WINDOWS = 8
 _MAX_ROWS = 200_000
 """More stored records than this are not looked at for one batch: only hostile telemetry gets there."""
+_LISTED = 512
+"""Of so many rows the numbers stand in the query."""
 _FLOOD = 4096
 """Of more possible twins than this, at one time, only those that have found no partner are looked at."""
 _ROWS = """
-SELECT o.rowid AS row, o.response_key, o.request_key, o.trace_lo, o.started_at, o.ended_at FROM observations o
+SELECT o.row_no AS row, o.response_key, o.request_key, o.trace_lo, o.started_at, o.ended_at
+FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call'
   AND (o.response_key IN (SELECT response_key FROM responses)
     OR o.request_key IN (SELECT request_key FROM requests)
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
 """
 _ALIKE = """
-SELECT o.rowid AS row FROM observations o
+SELECT o.row_no AS row FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND EXISTS (
   SELECT 1 FROM asked p WHERE p.fingerprint_key = o.fingerprint_key
     AND o.started_at <= p.until + ? AND o.ended_at >= p.since - ?
@@ -46,20 +49,20 @@ WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND E
     AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event)))
 """
 _AROUND = """
-SELECT o.rowid AS row FROM observations o
+SELECT o.row_no AS row FROM observations o
 WHERE o.started_at <= ? AND o.ended_at >= ? AND o.role IN ('aggregate', 'outer')
   AND o.trace_lo IN (SELECT trace_lo FROM traces)
   AND (o.id_hi, o.id_lo) NOT IN (SELECT (a.id_hi, a.id_lo) FROM aggregates_alone a)
 """
 _ALONE = """
-SELECT o.rowid AS row FROM observations o
+SELECT o.row_no AS row FROM observations o
 WHERE o.started_at <= ? AND o.ended_at >= ? AND o.role = 'aggregate' AND (o.id_hi, o.id_lo) IN (
   SELECT (a.id_hi, a.id_lo) FROM aggregates_alone a
   WHERE a.trace_lo IN (SELECT trace_lo FROM traces) OR a.service IN (SELECT service FROM sources)
     OR a.session_id IN (SELECT session_id FROM sources))
 """
 _REPEATED = """
-SELECT o.rowid AS row FROM observations o
+SELECT o.row_no AS row FROM observations o
 WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call' AND EXISTS (
   SELECT 1 FROM alone a WHERE o.started_at BETWEEN a.since AND a.until
     AND (o.session_id = a.session_id OR (o.input_tokens = a.input_tokens AND o.service = a.service)))
@@ -322,11 +325,20 @@ def _repeated(connection: duckdb.DuckDBPyConnection, frontier: pl.DataFrame) -> 
 
 
 def observations(connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame) -> pl.DataFrame:
-    """The stored observations of these row numbers."""
+    """The stored observations of these row numbers.
+
+    A join would read the whole table: DuckDB passes over row groups only by numbers, or bounds, that it sees.
+    """
     if rows.is_empty():
         return pl.DataFrame(schema=OBSERVED)
+    wanted = rows["row"]
+    if len(wanted) <= _LISTED:
+        where = f"row_no IN ({', '.join(map(str, wanted.to_list()))})"
+    else:
+        first, last = wanted.to_numpy().min(), wanted.to_numpy().max()
+        where = f"row_no BETWEEN {first} AND {last} AND row_no IN (SELECT row FROM wanted)"
     with frames(connection, wanted=rows):
-        query = f"SELECT {', '.join(OBSERVED)} FROM observations WHERE rowid IN (SELECT row FROM wanted)"
+        query = f"SELECT {', '.join(OBSERVED)} FROM observations WHERE {where}"
         return read(connection, query).cast(dict(OBSERVED))  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from billing.charges import call_id
 from billing.evidence import keyed, with_attributes
 from billing.history import Source
 from billing.related import related, window_of
-from billing.store import OBSERVED, append, frames, read
+from billing.store import OBSERVATION_KINDS, OBSERVED, append, frames, read
 from ingest.dialect import Dialects
 from ingest.observation import LINKS
 from ingest.reobserve import STORED, left_out, reobserve
@@ -134,7 +134,7 @@ def _rewrite(connection: duckdb.DuckDBPyConnection, fresh: Rereading) -> None:
     with frames(connection, told=fresh.before.select(_IDENTITY)):
         same = "(id_hi, id_lo) IN (SELECT (id_hi, id_lo) FROM told)"
         connection.execute(
-            f"DELETE FROM observations WHERE started_at BETWEEN ? AND ? AND {same}", [low, high]
+            f"DELETE FROM {OBSERVATION_KINDS.rows} WHERE started_at BETWEEN ? AND ? AND {same}", [low, high]
         )
         connection.execute(f"DELETE FROM aggregates_alone WHERE {same}")
     append(connection, "observations", fresh.after)

@@ -16,6 +16,7 @@ import duckdb
 import polars as pl
 
 from billing import spend, tables
+from billing.kinds import Kinds
 from billing.layout import LedgerLocked, bring_up_ledger
 from ingest.observation import FIDELITY, LINKS, METRIC_POINTS, OBSERVATIONS, REJECTS
 
@@ -66,7 +67,8 @@ def connect(path: Path, *, memory_limit: str, threads: int, wait_s: float) -> du
             time.sleep(0.05)
     connection.execute("USE ledger")
     try:
-        bring_up_ledger(connection, list(_ddl()), name="ledger")
+        aside = {kinds.view: kinds.set_aside for kinds in KINDS.values()}
+        bring_up_ledger(connection, list(_ddl()), name="ledger", set_aside=aside)
     except BaseException:
         connection.close()
         raise
@@ -95,7 +97,7 @@ def _ddl() -> Iterator[str]:
         "CREATE TABLE IF NOT EXISTS commits "
         "(commit_no UBIGINT, epoch VARCHAR, position UBIGINT, committed_at TIMESTAMPTZ)"
     )
-    yield f"CREATE TABLE IF NOT EXISTS observations ({_of(OBSERVED)}, {_COMMIT_NO})"
+    yield from OBSERVATION_KINDS.ddl()
     yield (
         "CREATE TABLE IF NOT EXISTS kept_attributes "
         f"(last_effective_at TIMESTAMPTZ, attributes BLOB, {_COMMIT_NO})"
@@ -120,8 +122,8 @@ def _ddl() -> Iterator[str]:
         "CREATE TABLE IF NOT EXISTS unrecognised "
         "(scope VARCHAR, name VARCHAR, signal VARCHAR, count BIGINT, last_seen TIMESTAMPTZ)"
     )
+    yield from CALL_KINDS.ddl()
     commit = (tables.Column("commit_no", "UBIGINT", "the transaction that wrote the row"),)
-    yield tables.create_table("calls", (*tables.LEDGER_CALLS, *commit))
     yield tables.create_table("call_revisions", (*tables.CALL_REVISIONS, tables.EVIDENCE, *commit))
     yield from spend.DDL
     yield tables.create_table("plan_quotas", tables.PLAN_QUOTAS)
@@ -188,9 +190,16 @@ def read(
 def append(
     connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, commit_no: int | None = None
 ) -> None:
-    """Insert a frame's rows by column name; entry lists become maps where the table's column is one."""
+    """Insert a frame's rows by column name; entry lists become maps where the table's column is one.
+
+    Rows of a table that is kept in two (`kinds`) go where they belong.
+    """
     if frame.is_empty():
         return
+    if (kinds := KINDS.get(table)) is not None:
+        frame, new = kinds.numbered(frame, read(connection, kinds.newest))
+        append(connection, kinds.table, new)
+        table = kinds.rows
     maps = _MAPS.get(table, ())
     columns = [f"map_from_entries({n}) AS {n}" if n in maps else n for n in frame.columns]
     if commit_no is not None:
@@ -209,4 +218,35 @@ CALL_LISTS = {
     for column in tables.CALLS
     if column.type.startswith("MAP")
 }
-_MAPS = {"calls": tuple(CALL_LISTS), "call_revisions": tuple(CALL_LISTS)}
+OBSERVATION_KINDS = Kinds(
+    "observations",
+    {**{name: sql_type(kind) for name, kind in OBSERVED.items()}, "commit_no": "UBIGINT"},
+    shared=(
+        *("effective_from", "signal", "scope", "scope_version", "name", "layer", "emitter", "rank", "role"),
+        *("status", "http_status", "error_type", "streaming", "service", "instance", "agent", "user_id"),
+        *("account_id", "team", "project", "environment", "labels", "provider_name", "server_address"),
+        *("server_port", "url", "request_model", "response_model", "access_hint", "access_evidence"),
+        *("credential_kind", "plan_hint", "service_tier", "speed", "batch", "region", "operation"),
+        "anomalies",
+    ),
+    row_no=True,
+)
+CALL_KINDS = Kinds(
+    "calls",
+    {**{column.name: column.type for column in tables.LEDGER_CALLS}, "commit_no": "UBIGINT"},
+    shared=(
+        *("status", "http_status", "error_type", "streaming", "emitter", "basis", "observation_count"),
+        *("call_count", "service", "agent", "user_id", "account_id", "team", "project", "environment"),
+        *("labels", "provider", "served_model", "request_model", "response_model", "model", "snapshot"),
+        *("resolution", "modifiers", "access", "access_evidence", "access_confidence", "plan_id"),
+        *("usage_known", "usage_complete", "service_tier", "speed", "batch", "region", "cost_status"),
+        *("price_id", "catalog_version", "revision"),
+    ),
+)
+KINDS = {kinds.view: kinds for kinds in (OBSERVATION_KINDS, CALL_KINDS)}
+"""The widest tables, of which a row has little of its own: half the cost of a commit."""
+_MAPS = {
+    "call_revisions": tuple(CALL_LISTS),
+    CALL_KINDS.rows: tuple(name for name in CALL_LISTS if name not in CALL_KINDS.shared),
+    CALL_KINDS.table: tuple(name for name in CALL_LISTS if name in CALL_KINDS.shared),
+}

@@ -11,7 +11,7 @@ import pytest
 from billing.evidence import with_attributes
 from billing.layout import SCHEMA_VERSION, LedgerTooNew, LedgerUnfit
 from billing.ledger import Ledger
-from billing.store import read
+from billing.store import KINDS, read
 from billing.tables import EVIDENCE_FIELDS, LEDGER_CALLS, names
 from catalog.catalog import _EVIDENCE, Catalog
 from tests.jobs import Books
@@ -27,6 +27,21 @@ def rewritten(folder: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
+WIDE = [
+    statement
+    for kinds in KINDS.values()
+    for statement in (
+        f"CREATE TABLE wide AS SELECT {', '.join(kinds.columns)} FROM {kinds.view}",
+        f"DROP VIEW {kinds.view}",
+        f"DROP TABLE {kinds.rows}",
+        f"DROP TABLE {kinds.table}",
+        f"ALTER TABLE wide RENAME TO {kinds.view}",
+    )
+]
+"""Makes of a ledger one of layout 2."""
+LABELS = [{"key": "k", "value": "v"}]
+
+
 def written_by_the_first_layout(folder: Path) -> None:
     books = Books(folder, catalog=CATALOG)
     books.take(observation(response_id="old"))
@@ -34,6 +49,7 @@ def written_by_the_first_layout(folder: Path) -> None:
     books.ledger.close()
     rewritten(
         folder,
+        *WIDE,
         "ALTER TABLE calls DROP COLUMN evidence",
         "ALTER TABLE call_revisions DROP COLUMN evidence",
         "ALTER TABLE call_revisions DROP COLUMN reason",
@@ -74,6 +90,42 @@ def test_records_of_the_first_layout_are_found_and_keep_their_attributes(tmp_pat
     books.hold_together()
 
 
+def test_wide_tables_are_taken_over_whole_and_once(tmp_path: Path) -> None:
+    books = Books(tmp_path, catalog=CATALOG)
+    for name in ("a", "b", "c"):
+        books.take(*(observation(response_id=f"{name}{n}", agent=name, labels=LABELS) for n in range(3)))
+    kept = (
+        "SELECT * EXCLUDE (row_no) FROM observations ORDER BY id_lo",
+        "SELECT * FROM calls ORDER BY call_id",
+    )
+    before = [books.rows(query) for query in kept]
+    books.publish().close()
+    books.ledger.close()
+    rewritten(tmp_path, *WIDE, "UPDATE schema_version SET version = 2")
+    for _ in range(2):
+        books = Books(tmp_path, catalog=CATALOG)
+        assert [books.rows(query) for query in kept] == before
+        assert books.rows("SELECT count(*) FROM observations_kinds") == [(3,)]
+        assert books.rows("SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE '%_wide'") == [(0,)]
+        books.ledger.close()
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="a1", agent="a", layer="log:x", signal="log", session_id="s", rank=0))
+    assert books.rows("SELECT count(*), sum(revision) FROM calls") == [(9, 10)]
+    books.hold_together()
+
+
+def test_a_take_over_that_was_cut_short_is_finished_at_the_next_start(tmp_path: Path) -> None:
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="a"), observation(response_id="b"))
+    books.publish().close()
+    books.ledger.close()
+    aside = [f"ALTER TABLE {kinds.view} RENAME TO {kinds.set_aside}" for kinds in KINDS.values()]
+    rewritten(tmp_path, *WIDE, *aside)
+    books = Books(tmp_path, catalog=CATALOG)
+    assert books.rows("SELECT response_id FROM calls ORDER BY 1") == [("a",), ("b",)]
+    books.hold_together()
+
+
 def test_what_was_written_without_evidence_keeps_what_it_was_and_is_priced_again(tmp_path: Path) -> None:
     written_by_the_first_layout(tmp_path)
     books = Books(tmp_path, catalog=CATALOG)
@@ -97,7 +149,7 @@ def test_evidence_that_was_not_kept_then_is_added(tmp_path: Path) -> None:
     books = Books(tmp_path, catalog=CATALOG)
     books.take(observation(response_id="old", server_address="api.openai.com"))
     books.ledger.close()
-    rewritten(tmp_path, "ALTER TABLE calls DROP COLUMN evidence.plan_hint")
+    rewritten(tmp_path, "ALTER TABLE calls_rows DROP COLUMN evidence.plan_hint")
     books = Books(tmp_path, catalog=CATALOG)
     books.take(observation(response_id="new", plan_hint="max"))
     kept = "SELECT response_id, evidence.server_address, evidence.plan_hint FROM calls ORDER BY 1"
