@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from decimal import Decimal
 from fnmatch import translate
 from typing import Final
 
@@ -138,8 +139,14 @@ def _heard(attempt: Attempt) -> dict[str, Value | None]:
         "tollbook.region": told.region,
         "tollbook.finish_reasons": ",".join(told.finish_reasons)[:_MAX_TEXT] or None,
         "tollbook.usage_complete": told.complete,
+        "tollbook.usage.reported_cost_usd": _written_usd(told.reported_cost_usd),
+        "tollbook.usage.web_searches": told.usage_details.get("web_searches"),
         **{key: getattr(told, name) for name, key in _USAGE.items()},
     }
+
+
+def _written_usd(amount: Decimal | None) -> str | None:
+    return None if amount is None else format(amount, "f")
 
 
 def _refused(attempt: Attempt) -> bool:

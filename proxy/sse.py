@@ -53,7 +53,7 @@ class EventReader:
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
-        if self._first_line and chunk[:1] in (b"d", b"e"):
+        if self._first_line and not self._line and chunk[:1] in (b"d", b"e"):
             self._first_line = False
         plain, at = self._plain(chunk) if self.is_between_events else ([], 0)
         return plain + self._feed(chunk[at:]) if at < len(chunk) else plain

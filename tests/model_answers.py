@@ -14,12 +14,15 @@ _PLACEHOLDER = 1
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: a text, or where `tool` is told a call of that tool with these arguments."""
+    """One answer: a text, or where `tool` is told a call of that tool with these arguments. `cost_usd`: what
+    the provider claims that it costs, as gateways do.
+    """
 
     number: int
     model: str
     input_tokens: int
     tool: tuple[str, dict[str, Any]] | None = None
+    cost_usd: float | None = None
 
     @property
     def output_tokens(self) -> int:
@@ -67,7 +70,8 @@ def _chat_head(answer: Answer, kind: str) -> dict[str, Any]:
 
 def _chat_usage(answer: Answer) -> dict[str, Any]:
     given, made = answer.input_tokens, answer.output_tokens
-    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+    claimed = {} if answer.cost_usd is None else {"cost": answer.cost_usd}
+    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made, **claimed}
 
 
 def _chat_call(answer: Answer) -> dict[str, Any]:

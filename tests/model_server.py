@@ -1,8 +1,8 @@
 """Providers on loopback: a server that speaks each dialect, checks what it is shown, and keeps what arrived.
 
 What a model answers follows from the request: its last text is a little script (`say hello`, `status 429`,
-`status 529 once`, `stall`, `slowly`, `stream anyway`, `cut after 2`, `call TOOL {"some": "arguments"}`). The
-usage is a function of the request's length, so that a test can say what a call must cost.
+`status 529 once`, `stall`, `slowly`, `stream anyway`, `cut after 2`, `cost 0.5`, `call TOOL {"some":
+"arguments"}`). The usage is a function of the request's length, so that a test can say what a call must cost.
 
 Like its models it refuses who knocks at the wrong door: a path that is no dialect's (404), no key where that
 dialect's providers look for it (401), a call of Anthropic's without its version (400).
@@ -88,7 +88,8 @@ class ModelServer:
         if request.path.endswith(("count_tokens", "countTokens")):
             return web.json_response({"totalTokens" if dialect == "google" else "input_tokens": 7})
         model = told.get("model") or request.path.rpartition("/")[2].partition(":")[0]
-        answer = Answer(next(self._numbers), model, 10 + len(json.dumps(told)) % 90, _tool(script))
+        size = 10 + len(json.dumps(told)) % 90
+        answer = Answer(next(self._numbers), model, size, _tool(script), _cost_usd(script))
         self.made.append((arrived, answer))
         if not _streams(request, told) and script != "stream anyway":
             return self._whole(dialect, answer)
@@ -201,6 +202,11 @@ def _tool(script: str) -> tuple[str, dict[str, Any]] | None:
     verb, _, rest = script.partition(" ")
     name, _, arguments = rest.partition(" ")
     return (name, json.loads(arguments)) if verb == "call" else None
+
+
+def _cost_usd(script: str) -> float | None:
+    verb, _, amount = script.partition(" ")
+    return float(amount) if verb == "cost" else None
 
 
 @contextmanager

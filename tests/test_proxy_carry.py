@@ -222,6 +222,19 @@ def test_who_asks_for_the_usage_of_a_stream_gets_it(place: Place) -> None:
     assert [chunk.usage.completion_tokens for chunk in stream if chunk.usage] == [5]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_provider_claims_that_a_call_cost_stands_beside_what_it_does(
+    place: Place, stream: bool
+) -> None:
+    """Never in the place of it, and to the last decimal."""
+    asked = said("cost 0.0001234567", model="gpt-5", stream=stream)
+    status, headers, _ = place.post("/v1/chat/completions", asked, authorization=f"Bearer {OPENAI_KEY}")
+    assert status == 200
+    [call] = place.calls(f"request_id = '{headers['x-request-id']}'")
+    assert Decimal(call["reported_cost_usd"]) == Decimal("0.0001234567")
+    assert Decimal(call["billed_cost_usd"]) == Decimal(call["list_cost_usd"]) != Decimal("0.0001234567")
+
+
 def test_anthropic_sdk(place: Place) -> None:
     reply = place.anthropic().messages.create(model="claude-opus-4-5", max_tokens=9, **said())
     assert reply.content[0].text == TEXT  # type: ignore[union-attr]

@@ -181,7 +181,7 @@ def test_messages_leak_no_keys_no_inner_addresses_and_no_pages() -> None:
 
 
 def test_a_key_that_a_long_message_is_cut_in_shows_no_half() -> None:
-    """What is looked at of a message ends in the key; so much before it is taken out that its head is read."""
+    """What is looked at ends in the key; so much before it is taken out that the key's head would be read."""
     key = "sk-" + "a1B2c3D4" * 40
     for place in range(_LOOKED_AT_CHARACTERS - 12, _LOOKED_AT_CHARACTERS):
         before = " ".join([key] * (place // (len(key) + 1)))

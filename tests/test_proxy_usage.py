@@ -307,6 +307,15 @@ def test_events_do_not_depend_on_cuts_or_line_ends(lines: list[bytes], end: byte
     assert reader.pending() == plain.pending()
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_event_however_it_is_cut() -> None:
+    stream = "\ufeffdata: one\n\n".encode()
+    for place in range(len(stream)):
+        reader = EventReader()
+        assert [event.data for piece in (stream[:place], stream[place:]) for event in reader.feed(piece)] == [
+            b"one"
+        ]
+
+
 def test_an_event_that_is_too_large_is_dropped_and_the_next_is_read() -> None:
     reader = EventReader(max_event_bytes=100)
     found = [event for _ in range(30) for event in reader.feed(b"data: " + b"x" * 10)]
