@@ -22,7 +22,7 @@ from proxy.catalogue import HOMES, Catalogue
 from proxy.doors import Door, DoorSettings
 from proxy.exchange import CredentialKind, Exchange, Target
 from proxy.failure import FailureKind
-from proxy.keys import KeyKind, access_by_headers, misplaced
+from proxy.keys import KeyKind, access_by_headers, crossed, misplaced
 from proxy.refusal import Refused
 from proxy.secret import Secret
 from proxy.vault import Entry, Vault, VaultError
@@ -135,6 +135,7 @@ class Chooser:
         door = _door_for(doors, shown.access)
         if shown.kind is not CredentialKind.NONE and (
             why := misplaced(shown.kinds, provider.id, door.access)
+            or crossed(shown.access or door.access, door.access)
         ):
             raise Refused(FailureKind.AUTH, f"refused before anything was sent: {why}", code="wrong_key")
         own = self.door(provider.id, door.access)

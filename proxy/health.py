@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.exchange import Target
+from proxy.exchange import CredentialKind, Target
 from proxy.failure import Failure, FailureKind
 
 __all__ = ["Health"]
@@ -28,9 +28,12 @@ MAX_WAIT_S: Final = 6 * 3600.0
 FAILURES_TO_OPEN: Final = 5
 OPEN_S: Final = 30.0
 MAX_TARGETS: Final = 4096
+_OF_THE_KEY: Final = frozenset(
+    {FailureKind.RATE_LIMIT, FailureKind.PLAN_LIMIT, FailureKind.BILLING, FailureKind.AUTH}
+)
 _FAULTS: Final = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.NETWORK})
 
-Key = tuple[str, str, str | None, str]
+Key = tuple[str, str, str | None, str, int | None]
 
 
 @dataclass(slots=True)
@@ -41,25 +44,33 @@ class _State:
 
 
 class Health:
-    """What is known of targets, by provider, access, account and model."""
+    """What is known of targets, by provider, access, account and model. Limits and refusals belong to the key
+    that opens the door: where that is the caller's own they are no fault of another's.
+    """
 
     def __init__(self) -> None:
         self._states: OrderedDict[Key, _State] = OrderedDict()
 
     def resting(self, target: Target) -> str | None:
         """Why a target is better left alone now; None if it is not."""
-        state = self._states.get(_key(target))
-        left = state.until_s - time.monotonic() if state is not None else 0.0
-        return f"{state.why}, for {left:.0f} s more" if state is not None and left > 0 else None
+        now = time.monotonic()
+        states = (state for key in _keys(target) if (state := self._states.get(key)) is not None)
+        late = (
+            f"{state.why}, for {state.until_s - now:.0f} s more" for state in states if state.until_s > now
+        )
+        return next(late, None)
 
     def answered(self, target: Target) -> None:
         """It served a call."""
-        self._states.pop(_key(target), None)
+        for key in _keys(target):
+            self._states.pop(key, None)
 
     def failed(self, target: Target, failure: Failure) -> None:
         """It did not."""
-        state = self._states.setdefault(_key(target), _State())
-        self._states.move_to_end(_key(target))
+        shared, own = _keys(target)
+        key = own if failure.kind in _OF_THE_KEY else shared
+        state = self._states.setdefault(key, _State())
+        self._states.move_to_end(key)
         if len(self._states) > MAX_TARGETS:
             self._states.popitem(last=False)
         if failure.kind in DEFAULT_WAIT_S:
@@ -75,5 +86,8 @@ class Health:
         state.why = failure.kind.replace("_", " ")
 
 
-def _key(target: Target) -> Key:
-    return target.provider, target.access, target.account, target.model
+def _keys(target: Target) -> tuple[Key, Key]:
+    """What a target's faults are known by, and what the limits of its key are."""
+    shared = target.provider, target.access, target.account, target.model
+    own = hash(target.credential) if target.credential_kind is CredentialKind.CALLER else None
+    return (*shared, None), (*shared, own)

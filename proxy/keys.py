@@ -16,7 +16,7 @@ from catalog.provider_facts import Provider
 from proxy.caller import Headers
 from proxy.secret import Secret
 
-__all__ = ["KeyKind", "KeyKinds", "access_by_answer", "access_by_headers", "misplaced"]
+__all__ = ["KeyKind", "KeyKinds", "access_by_answer", "access_by_headers", "crossed", "misplaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,15 @@ def misplaced(kinds: tuple[KeyKind, ...], provider: str, access: str) -> str | N
         )
     owner = f"{kind.provider} ({_told(kind.access)})"
     return f"keys that begin with {kind.prefix} belong to {owner}, not to {provider}"
+
+
+def crossed(told: str, door: str) -> str | None:
+    """Why a key kept under one access must not open a door of another: a plan's and metered use are not the
+    same. None if it may; other ways to pay at one door (credits, a free tier) are the operator's word.
+    """
+    if told == door or "unknown" in (told, door) or "subscription" not in (told, door):
+        return None
+    return f"the key is kept for {_told(told)}, and this door is for {_told(door)}"
 
 
 def _told(access: str) -> str:

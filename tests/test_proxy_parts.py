@@ -466,6 +466,48 @@ def test_a_target_rests_after_faults_and_is_forgiven_when_it_answers(
     assert health.resting(target) is None
 
 
+def test_a_limit_of_one_callers_key_is_not_anothers_and_a_fault_is_everybodys(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    chooser = Chooser(catalogue, Vault(tmp_path), DoorSettings())
+    mine, theirs = (
+        chooser.choose(exchange("gpt-5", authorization=f"Bearer sk-proj-{whose}")) for whose in "xy"
+    )
+    for kind in (FailureKind.AUTH, FailureKind.RATE_LIMIT, FailureKind.PLAN_LIMIT, FailureKind.BILLING):
+        health = Health()
+        health.failed(mine, failure(kind, "no"))
+        assert health.resting(mine) and not health.resting(theirs)
+    health = Health()
+    health.failed(mine, failure(FailureKind.OVERLOADED, "busy"))
+    assert "overloaded" in (health.resting(theirs) or "")
+    health.answered(theirs)
+    assert health.resting(mine) is None
+
+
+def test_what_a_plan_covers_does_not_go_through_a_metered_door_whatever_the_key_looks_like(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be booked as covered and be billed. The plan's own door may be none that is spoken here."""
+    monkeypatch.setenv("A_KEY", "opaque")
+    for number, (provider, kept, door) in enumerate(
+        [
+            ("google", "subscription", "payg"),
+            ("groq", "subscription", "payg"),
+            ("github-copilot", "payg", "subscription"),
+        ]
+    ):
+        vault = Vault(tmp_path / str(number))
+        vault.add(Entry(provider, kept, env="A_KEY"))
+        chooser = Chooser(catalogue, vault, DoorSettings())
+        facts = catalogue.book.providers[provider]
+        with pytest.raises(Refused, match="refused before anything was sent") as refused:
+            chooser.target(exchange("m"), facts, "m", credential=CredentialKind.VAULT)
+        assert refused.value.failure.code == "wrong_key"
+        vault.add(Entry(provider, door, account="right", env="A_KEY"))
+        right = chooser.target(exchange("m"), facts, "m", access=door, credential=CredentialKind.VAULT)
+        assert (right.access, right.endpoint.access) == (door, door)
+
+
 @pytest.mark.parametrize(
     ("model", "key", "provider", "served"),
     [

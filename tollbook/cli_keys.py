@@ -162,15 +162,20 @@ def _read_key() -> Secret:
 def _access(book: Book, facts: Provider, key: Secret | None, told: str | None) -> tuple[str, str | None]:
     """What calls with the key are, and its kind; a key of another provider or access is refused."""
     from catalog.endpoints import EndpointBook
-    from proxy.keys import KeyKinds, misplaced
+    from proxy.keys import KeyKinds, crossed, misplaced
 
     kinds = KeyKinds(book).of(key) if key is not None else ()
     mine = next((kind for kind in kinds if kind.provider == facts.id), None)
     doors = {endpoint.access for endpoint in EndpointBook(book).find(facts.id)}
-    usual = doors.pop() if len(doors) == 1 else facts.access
+    usual = next(iter(doors)) if len(doors) == 1 else facts.access
     access = told or (mine.access if mine and mine.access != "unknown" else usual)
     if access == "unknown":
         raise KeyProblem(f"{facts.id} takes plan keys and metered keys alike: say which with --access")
     if why := misplaced(kinds, facts.id, access):
         raise KeyProblem(f"not kept: {why}")
+    if doors and all(crossed(access, door) for door in doors):
+        raise KeyProblem(
+            f"not kept: {facts.id} has no endpoint under {access}; which metered calls a plan covers is said "
+            "in the accounts file (docs/plans.md)"
+        )
     return access, kinds[0].prefix if kinds else None
