@@ -95,5 +95,8 @@ class Kinds:
         return told.drop(shared), new
 
     def forget_unused(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Delete the kinds that no row names."""
-        connection.execute(f"DELETE FROM {self.table} WHERE kind NOT IN (SELECT kind FROM {self.rows})")
+        """Delete the kinds that no row names; the newest stays, so that no number ever means another kind."""
+        connection.execute(
+            f"DELETE FROM {self.table} WHERE kind NOT IN (SELECT kind FROM {self.rows}) "
+            f"AND kind < (SELECT max(kind) FROM {self.table})"
+        )

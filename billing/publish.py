@@ -121,7 +121,7 @@ class Publisher:
         """Lay the attached file out; why it cannot be gone on with, if it cannot."""
         try:
             self._lay_out()
-        except (LedgerUnfit, duckdb.BinderException):
+        except (LedgerUnfit, duckdb.BinderException, duckdb.CatalogException):
             return "has another layout"
         return None if self._meta("ledger_id") in (None, self._ledger_id) else "follows another ledger"
 

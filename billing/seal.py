@@ -16,10 +16,14 @@ from pathlib import Path
 import duckdb
 
 from billing import tables
-from billing.store import read
+from billing.kinds import Kinds
+from billing.store import CALL_KINDS, read
 
 STAGING = "staging"
-HOT = f"{STAGING}.hot.calls"
+HOT = Kinds("hot.calls", {column.name: column.type for column in tables.CALLS}, shared=CALL_KINDS.shared)
+"""The hot calls, kept in two as the ledger keeps them, with the ledger's numbers of kinds."""
+_ROWS = f"{STAGING}.{HOT.rows}"
+_KINDS = f"{STAGING}.{HOT.table}"
 SEAL_ABOVE_CALLS = 1_000_000
 """More calls than this are not kept in the published file itself, the newest days apart."""
 HOT_DAYS = 2
@@ -28,6 +32,8 @@ UNNAMED_KEEP_S = 3600
 """How long a file stays that no manifest names any more: queries on older copies may still read it."""
 
 _CALLS = ", ".join(tables.names(tables.CALLS))
+_SHARED = ", ".join(["kind", *HOT.shared])
+_OWN = ", ".join([*(name for name in tables.names(tables.CALLS) if name not in HOT.shared), "kind"])
 _DAY = "started_at::DATE"
 
 
@@ -45,19 +51,25 @@ class Seals:
     def lay_out(self) -> None:
         """Make the hot table, the manifest and the view in the attached staging file."""
         self._db.execute(f"CREATE SCHEMA IF NOT EXISTS {STAGING}.hot")
-        self._db.execute(tables.create_table(HOT, tables.CALLS))
         self._db.execute(f"CREATE TABLE IF NOT EXISTS {STAGING}.hot.sealed_days (day DATE, file VARCHAR)")
+        self._make(*HOT.ddl())
         self._show()
 
     def follow(self, since: int) -> None:
         """Apply the calls of the commits after `since`: into the hot table, or by sealing their day anew."""
         self._db.execute(
-            f"DELETE FROM {HOT} WHERE call_id IN (SELECT call_id FROM call_revisions WHERE commit_no > ?)",
+            f"DELETE FROM {_ROWS} WHERE call_id IN (SELECT call_id FROM call_revisions WHERE commit_no > ?)",
             [since],
         )
         self._db.execute(
-            f"INSERT INTO {HOT} SELECT {_CALLS} FROM calls WHERE commit_no > ? "
+            f"INSERT INTO {_ROWS} ({_OWN}) SELECT {_OWN} FROM {CALL_KINDS.rows} WHERE commit_no > ? "
             f"AND {_DAY} NOT IN (SELECT day FROM {STAGING}.hot.sealed_days)",
+            [since],
+        )
+        self._db.execute(
+            f"INSERT INTO {_KINDS} ({_SHARED}) SELECT {_SHARED} FROM {CALL_KINDS.table} "
+            f"WHERE kind IN (SELECT kind FROM {CALL_KINDS.rows} WHERE commit_no > ?) "
+            f"AND kind NOT IN (SELECT kind FROM {_KINDS})",
             [since],
         )
         late = self._late_days(since)
@@ -85,10 +97,12 @@ class Seals:
 
     def _cold_days(self) -> list[date]:
         """The oldest days, as many as have to go."""
-        [(hot,)] = self._db.execute(f"SELECT count(*) FROM {HOT}").fetchall()
+        [(hot,)] = self._db.execute(f"SELECT count(*) FROM {_ROWS}").fetchall()
         if hot <= self._above:
             return []
-        days = read(self._db, f"SELECT {_DAY} AS day, count(*) AS calls FROM {HOT} GROUP BY ALL ORDER BY day")
+        days = read(
+            self._db, f"SELECT {_DAY} AS day, count(*) AS calls FROM {_ROWS} GROUP BY ALL ORDER BY day"
+        )
         excess = hot - self._above
         cold: list[date] = []
         for day, calls in days.head(max(len(days) - HOT_DAYS, 0)).iter_rows():
@@ -112,21 +126,27 @@ class Seals:
         _sync(self._folder)
         self._db.execute(f"DELETE FROM {STAGING}.hot.sealed_days WHERE day = ?", [day])
         self._db.execute(f"INSERT INTO {STAGING}.hot.sealed_days VALUES (?, ?)", [day, file])
-        self._db.execute(f"DELETE FROM {HOT} WHERE {_DAY} = ?", [day])
+        self._db.execute(f"DELETE FROM {_ROWS} WHERE {_DAY} = ?", [day])
+        self._db.execute(f"DELETE FROM {_KINDS} WHERE kind NOT IN (SELECT kind FROM {_ROWS})")
 
     def _files(self) -> list[str]:
         query = f"SELECT file FROM {STAGING}.hot.sealed_days ORDER BY day"
         return read(self._db, query)["file"].to_list()
 
     def _show(self) -> None:
-        """The view `calls`: hot and sealed as one. Bound as a reader of the published file will bind it."""
+        """The view `calls`: hot and sealed as one."""
         sealed = ", ".join(_quoted(self._folder / file) for file in self._files())
         shown = f"SELECT {_CALLS} FROM hot.calls"
         if sealed:
             shown += f" UNION ALL SELECT {_CALLS} FROM read_parquet([{sealed}])"
+        self._make(f"CREATE OR REPLACE VIEW calls AS {shown}")
+
+    def _make(self, *statements: str) -> None:
+        """Run DDL as a reader of the published file will bind it."""
         self._db.execute(f"USE {STAGING}")
         try:
-            self._db.execute(f"CREATE OR REPLACE VIEW calls AS {shown}")
+            for statement in statements:
+                self._db.execute(statement)
         finally:
             self._db.execute("USE ledger")
 

@@ -71,15 +71,24 @@ def test_what_is_put_in_comes_out_row_by_row(
         assert count(ledger, OBSERVATION_KINDS.table) == len(combinations)
 
 
-def test_a_kind_is_forgotten_with_its_last_row(ledger: duckdb.DuckDBPyConnection) -> None:
-    for agent in ("a", "b", "a"):
+def test_a_kind_is_forgotten_with_its_last_row_and_its_number_never_comes_again(
+    ledger: duckdb.DuckDBPyConnection,
+) -> None:
+    def put(agent: str) -> None:
         append(ledger, "observations", pl.DataFrame({"session_id": [agent], "agent": [agent]}))
-    ledger.execute(f"DELETE FROM {OBSERVATION_KINDS.rows} WHERE session_id = 'b'")
+
+    def numbers() -> list[tuple[int, str]]:
+        return ledger.execute(f"SELECT kind, agent FROM {OBSERVATION_KINDS.table} ORDER BY 1").fetchall()
+
+    for agent in ("a", "b", "a", "c"):
+        put(agent)
+    ledger.execute(f"DELETE FROM {OBSERVATION_KINDS.rows} WHERE session_id IN ('b', 'c')")
     OBSERVATION_KINDS.forget_unused(ledger)
-    assert stored(ledger, "session_id", "agent") == [("a", "a"), ("a", "a")]
-    assert count(ledger, OBSERVATION_KINDS.table) == 1
-    append(ledger, "observations", pl.DataFrame({"session_id": ["c"], "agent": ["c"]}))
-    assert stored(ledger, "agent") == [("a",), ("a",), ("c",)]
+    assert numbers() == [(1, "a"), (3, "c")]
+    put("d")
+    OBSERVATION_KINDS.forget_unused(ledger)
+    assert numbers() == [(1, "a"), (4, "d")]
+    assert stored(ledger, "session_id", "agent") == [("a", "a"), ("a", "a"), ("d", "d")]
 
 
 def test_records_keep_every_column_they_had(ledger: duckdb.DuckDBPyConnection) -> None:

@@ -169,11 +169,23 @@ def test_a_column_of_another_type_is_refused_by_name(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "ledger.duckdb", epoch="e", pricing=CATALOG)
 
 
+def test_a_published_file_of_wide_calls_is_built_again(tmp_path: Path) -> None:
+    books = Books(tmp_path, catalog=CATALOG)
+    books.take(observation(response_id="r"))
+    books.publish().close()
+    with duckdb.connect(str(tmp_path / "staging" / "usage.duckdb")) as staging:
+        staging.execute("CREATE TABLE wide AS SELECT * FROM calls")
+        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls; DROP VIEW hot.calls")
+        staging.execute("DROP TABLE hot.calls_rows; DROP TABLE hot.calls_kinds")
+        staging.execute("CREATE TABLE hot.calls AS SELECT * FROM wide; DROP TABLE wide")
+    books.hold_together()
+
+
 def test_a_published_file_that_lacks_a_column_of_calls_is_built_again(tmp_path: Path) -> None:
     books = Books(tmp_path, catalog=CATALOG)
     books.take(observation(response_id="r"))
     books.publish().close()
     with duckdb.connect(str(tmp_path / "staging" / "usage.duckdb")) as staging:
-        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls")
-        staging.execute("ALTER TABLE hot.calls DROP COLUMN region")
+        staging.execute("DROP VIEW unpriced_models; DROP VIEW calls; DROP VIEW hot.calls")
+        staging.execute("ALTER TABLE hot.calls_kinds DROP COLUMN region")
     books.hold_together()
