@@ -18,8 +18,6 @@ class Code(IntEnum):
 
     INVALID_ARGUMENT = 3
     RESOURCE_EXHAUSTED = 8
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
     UNAVAILABLE = 14
 
 

@@ -38,7 +38,7 @@ from tollbook.guard import Guard
 from tollbook.settings import Settings
 
 if TYPE_CHECKING:
-    from ingest.grpc_receiver import GrpcServer
+    import grpc.aio
 
 log = logging.getLogger("tollbook.front")
 
@@ -112,7 +112,7 @@ def _open_front(settings: Settings, journal: Journal) -> Front:
         raise StartError(str(error)) from error
 
 
-async def _start_grpc(front: Front, host: str, port: int) -> tuple[GrpcServer, int]:
+async def _start_grpc(front: Front, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     try:
         return await start_grpc(front.intake, host=host, port=port)
     except OSError as error:
