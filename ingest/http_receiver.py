@@ -8,14 +8,16 @@ of it does.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from .intake import Intake, Reason, Refused, Transport
+from .intake import Intake, Reason, Refused, Transport, refusal_of
 from .otlp import Encoding, Signal
 from .rpc_status import Code, status_body
+from .validity import AT_ONCE_BYTES
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -120,6 +122,30 @@ class OtlpHttp:
         except Refused as refused:
             return self._refusal(refused, export)
 
+    def begin(self, export: Export, body: bytes) -> Answer | asyncio.Future[int] | None:
+        """The same where nothing but the disk is waited for: `ended` makes the future an answer. None where
+        `answer` must be asked.
+        """
+        intake = self._intake
+        if export.compression or len(body) > AT_ONCE_BYTES[export.encoding]:
+            return None
+        intake.counts.requests[export.signal, Transport.HTTP] += 1
+        try:
+            intake.refuse_overload()
+            taken = intake.begin(export.signal, export.encoding, body)
+        except Refused as refused:
+            return self._refusal(refused, export)
+        intake.held_bytes += len(body)
+        return taken
+
+    def ended(self, export: Export, size: int, taken: asyncio.Future[int]) -> Answer:
+        """The answer to a body of that size that is on disk, or could not be put there."""
+        self._intake.held_bytes -= size
+        error = taken.exception()
+        if error is not None:
+            return self._refusal(refusal_of(error), export)
+        return self._success(export, size, taken.result())
+
     async def _acknowledge(self, export: Export, body: bytes) -> Answer:
         """Have a body taken. Raises Refused."""
         intake = self._intake
@@ -132,8 +158,11 @@ class OtlpHttp:
             offset = await intake.take(export.signal, export.encoding, body)
         finally:
             intake.held_bytes -= held
-        intake.counts.acknowledged_bytes += held
-        intake.counts.acknowledged[export.signal, Transport.HTTP] += 1
+        return self._success(export, held, offset)
+
+    def _success(self, export: Export, size: int, offset: int) -> Answer:
+        self._intake.counts.acknowledged_bytes += size
+        self._intake.counts.acknowledged[export.signal, Transport.HTTP] += 1
         headers = [_CONTENT_TYPE[export.encoding], (b"tollbook-offset", b"%d" % offset)]
         return Answer(200, headers, _SUCCESS[export.encoding])
 

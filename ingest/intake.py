@@ -125,13 +125,37 @@ class Intake:
                 content = check(signal, encoding, body)
             else:
                 content = await _check_in_slices(signal, encoding, body)
-            if content is Content.NOTHING:
-                return self.journal.durable
-            return await self.journal.append(KINDS[signal, encoding], body, received_at_ns=received_at_ns)
-        except NotOtlp as error:
-            raise Refused(Reason.NOT_OTLP, str(error)) from None
-        except JournalError as error:
-            raise Refused(Reason.JOURNAL, str(error)) from None
+            return await self._store(signal, encoding, body, content=content, received_at_ns=received_at_ns)
+        except (NotOtlp, JournalError) as error:
+            raise refusal_of(error) from None
+
+    def begin(self, signal: Signal, encoding: Encoding, body: bytes) -> asyncio.Future[int]:
+        """The same for a body of at most AT_ONCE_BYTES, for who goes on meanwhile: Refused where it is not
+        valid; what the future raises is for `refusal_of`.
+        """
+        try:
+            content = check(signal, encoding, body)
+            return self._store(signal, encoding, body, content=content, received_at_ns=time_ns())
+        except (NotOtlp, JournalError) as error:
+            raise refusal_of(error) from None
+
+    def _store(
+        self, signal: Signal, encoding: Encoding, body: bytes, *, content: Content, received_at_ns: int
+    ) -> asyncio.Future[int]:
+        if content is Content.RECORDS:
+            return self.journal.submit(KINDS[signal, encoding], body, received_at_ns=received_at_ns)
+        nothing = asyncio.get_running_loop().create_future()
+        nothing.set_result(self.journal.durable)
+        return nothing
+
+
+def refusal_of(error: BaseException) -> Refused:
+    """Why what raised this was not taken; anything else than an invalid body or the disk is raised again."""
+    if isinstance(error, NotOtlp):
+        return Refused(Reason.NOT_OTLP, str(error))
+    if isinstance(error, JournalError):
+        return Refused(Reason.JOURNAL, str(error))
+    raise error
 
 
 async def _check_in_slices(signal: Signal, encoding: Encoding, body: bytes) -> Content:

@@ -16,7 +16,13 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from tollbook.api_reservations import CHECK_PATH, MAX_CHECK_BYTES, RESERVATIONS_PATH, Answer, begin
+from tollbook.api_reservations import (
+    CHECK_PATH,
+    MAX_CHECK_BYTES,
+    RESERVATIONS_PATH,
+    Answer,
+    begin,
+)
 from tollbook.guard import SECURITY_HEADERS, Guard
 from tollbook.house import House
 from tollbook.plain_head import MAX_HEAD_BYTES, Headers, plain_head
@@ -44,7 +50,7 @@ class BudgetProtocol(HttpToolsProtocol):
     lengths: ClassVar[dict[bytes, int | None]]
 
     _early = b""
-    _answering: asyncio.Task[None] | None = None
+    _answering = False
     _inside = False
     _leaving = False
     _replied_at = 0.0
@@ -54,7 +60,7 @@ class BudgetProtocol(HttpToolsProtocol):
         """Answer what is plain, and pass the rest on."""
         if self._early:
             data, self._early = self._early + data, b""
-        if self._answering is None:
+        if not self._answering:
             self._take(data)
             return
         self._early = data
@@ -81,7 +87,7 @@ class BudgetProtocol(HttpToolsProtocol):
     @property
     def is_busy(self) -> bool:
         """Whether something is in the middle of being read or answered."""
-        return self._answering is not None or self.flow.write_paused or self._is_uvicorn_busy
+        return self._answering or self.flow.write_paused or self._is_uvicorn_busy
 
     @property
     def _is_uvicorn_busy(self) -> bool:
@@ -123,17 +129,29 @@ class BudgetProtocol(HttpToolsProtocol):
         else:
             self._answer_later(told)
 
+    def _finish(self, answer: Answer) -> None:
+        """Send the answer that was waited for, and go on."""
+        self._answering = False
+        self._reply(answer)
+        self._go_on()
+
     def _answer_later(self, told: Coroutine[Any, Any, Answer]) -> None:
-        self._answering = self.loop.create_task(self._reply_later(told))
-        self.tasks.add(self._answering)
-        self._answering.add_done_callback(self._answered)
+        self._begin_task(self._reply_later(told))
+
+    def _begin_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let a task answer."""
+        task = self.loop.create_task(work)
+        self._answering = True
+        self.tasks.add(task)
+        task.add_done_callback(self._answered)
+        return task
 
     async def _reply_later(self, told: Coroutine[Any, Any, Answer]) -> None:
         self._reply(await told)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        self._answering = None
+        self._answering = False
         if task.cancelled():
             self.transport.close()
         else:
@@ -190,12 +208,12 @@ class BudgetProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        if self._answering is None:
+        if not self._answering:
             self._go_on()
 
     def shutdown(self) -> None:
         """Finish what is being answered, then go."""
-        if self._answering is None:
+        if not self._answering:
             super().shutdown()
         else:
             self._leaving = True

@@ -95,6 +95,7 @@ class CallProtocol(BudgetProtocol):
 
     _incoming: _Incoming | None = None
     _caller: _Caller | None = None
+    _carrying: asyncio.Task[None] | None = None
 
     def _take(self, data: bytes) -> None:
         if self._incoming is None and (found := None if self.is_busy else _REQUEST.match(data)):
@@ -143,12 +144,10 @@ class CallProtocol(BudgetProtocol):
     def _serve(self, call: _Incoming) -> None:
         self._caller = caller = _Caller(self)
         body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
-        self._answering = self.loop.create_task(self.calls.serve(call.head, body, caller))
-        self.tasks.add(self._answering)
-        self._answering.add_done_callback(self._answered)
+        self._carrying = self._begin_task(self.calls.serve(call.head, body, caller))
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        caller, self._caller = self._caller, None
+        caller, self._caller, self._carrying = self._caller, None, None
         if caller is not None and not self.transport.is_closing():
             self.server_state.total_requests += 1
             self.replied(closing=not caller.ended)
@@ -156,9 +155,9 @@ class CallProtocol(BudgetProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A caller that hangs up ends the call."""
-        if self._caller is not None and self._answering is not None:
+        if self._caller is not None and self._carrying is not None:
             self._caller.left = True
-            self._answering.cancel()
+            self._carrying.cancel()
         super().connection_lost(exc)
 
 

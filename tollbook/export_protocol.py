@@ -7,6 +7,7 @@ refused by its head goes to uvicorn and the same code as an ASGI application; no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import ClassVar, Final
@@ -43,7 +44,26 @@ class ExportProtocol(BudgetProtocol):
             self._early = data
             return
         self._early = data[whole:]
-        self._answer_later(self._acknowledged(export, data[body:whole]))
+        self._begin(export, data[body:whole])
+
+    def _begin(self, export: Export, body: bytes) -> None:
+        told = self.otlp.begin(export, body)
+        if told is None:
+            self._answer_later(self._acknowledged(export, body))
+        elif isinstance(told, Answer):
+            self._reply(told)
+            self._go_on()
+        else:
+            self._answering = True
+            told.add_done_callback(lambda taken: self._ended(export, len(body), taken))
+
+    def _ended(self, export: Export, size: int, taken: asyncio.Future[int]) -> None:
+        try:
+            answer = self.otlp.ended(export, size, taken)
+        except Exception:
+            log.exception("an export could not be taken")
+            answer = Answer(500, [], b"")
+        self._finish(answer)
 
     def _export(self, head: bytes, found: re.Match[bytes]) -> Export | None:
         """What a head announces; None where it is for the long way."""

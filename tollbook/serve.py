@@ -47,8 +47,10 @@ KEEP_ALIVE_S = 75
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop may keep the journal's writer thread waiting for the interpreter."""
 
-COLLECTIONS = (2_000, 10, 1_000)
-"""Open reservations are no garbage: walking all of them is seldom worth the milliseconds it keeps replies."""
+COLLECTIONS = (10_000, 2, 1_000)
+"""Open reservations are no garbage: walking all of them is seldom worth the milliseconds it keeps replies.
+What is being answered is walked too: with 2,000 in place of 10,000 a reservation costs an eighth more CPU.
+"""
 
 
 def run(settings: Settings) -> None:
