@@ -246,6 +246,7 @@ def _two_accesses(entry: Entry, other: str) -> Refused:
 def _no_door(provider: Provider, exchange: Exchange, access: str | None) -> Refused:
     kind = f" under {access}" if access else ""
     what = "embeddings" if exchange.wire_format is WireFormat.OPENAI_EMBEDDINGS else "live calls"
+    what = "counting tokens" if exchange.operation.counts_tokens else what
     sentence = f"the catalogue knows no endpoint of {provider.id}{kind} that a key opens for {what}"
     return Refused(FailureKind.INVALID_REQUEST, sentence, code="no_endpoint")
 

@@ -49,7 +49,7 @@ def _exchange(asked: ExplainRequest) -> Exchange:
         request["tools"] = [{}]
     headers = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
     return Exchange(
-        head=CallHead(operation, asked.path, b"", headers),
+        head=CallHead(operation, asked.path, b"alt=sse", headers),
         said=said(operation, _with_images(request) if asked.images else request),
         body=b" " * (4 * asked.input_tokens),
         request=request,

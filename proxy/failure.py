@@ -132,7 +132,9 @@ def _failed_response(error: dict[str, Any], sequence_number: int) -> bytes:
 def error_body(failure: Failure, wire_format: WireFormat) -> dict[str, Any]:
     words = _facts().kinds[failure.kind]
     if wire_format is WireFormat.ANTHROPIC_MESSAGES:
-        return {"type": "error", "error": {"type": words["anthropic"], "message": failure.message}}
+        told = {"type": words["anthropic"], "message": failure.message}
+        own = {"code": failure.kind.value} if failure.kind is FailureKind.BUDGET_EXCEEDED else {}
+        return {"type": "error", "error": told | own}
     if wire_format is WireFormat.GOOGLE_GENERATE:
         return {"error": {"code": failure.status, "message": failure.message, "status": words["google"],
                           "details": _google_details(failure)}}  # fmt: skip

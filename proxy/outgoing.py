@@ -17,7 +17,7 @@ from proxy.catalogue import SPOKEN
 from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import CredentialKind, Exchange, Target, Way
 from proxy.json_values import dumps, exact
-from proxy.translate import translated
+from proxy.translate import CannotCarry, translated
 from proxy.wire import WireFormat
 
 __all__ = ["Outgoing", "outgoing"]
@@ -64,6 +64,8 @@ def outgoing(exchange: Exchange, way: Way) -> Outgoing:
     target = way.target
     spoken = SPOKEN[target.endpoint.format]
     same = spoken is exchange.wire_format
+    if not same and exchange.wire_format is WireFormat.GOOGLE_GENERATE:
+        _check_stream(exchange)
     body, request, left_out = _body(exchange, target, spoken)
     asks = spoken is WireFormat.OPENAI_CHAT and exchange.said.streaming and _may_ask(target, request)
     if asks:
@@ -79,6 +81,12 @@ def outgoing(exchange: Exchange, way: Way) -> Outgoing:
         adds_usage=asks and same,
         left_out=left_out,
     )
+
+
+def _check_stream(exchange: Exchange) -> None:
+    """Gemini's other way to stream, one long JSON array, is written by no other dialect."""
+    if exchange.said.streaming and b"alt=sse" not in exchange.head.query.split(b"&"):
+        raise CannotCarry(["streamGenerateContent without ?alt=sse"])
 
 
 def _body(
@@ -112,13 +120,13 @@ def _url(exchange: Exchange, target: Target, *, same: bool) -> str:
     url = endpoint.url(model=target.model, stream=exchange.said.streaming, variables=target.variables)
     if exchange.operation.counts_tokens:
         url = _counting(url, endpoint)
-    query = without_key(exchange.head.query).decode("latin-1")
-    if not (same and query):
+    if not same:
         return url
+    query = without_key(exchange.head.query).decode("latin-1")
     bare, _, own = url.partition("?")
-    told = {pair.partition("=")[0] for pair in query.split("&")}
-    kept = [pair for pair in own.split("&") if pair and pair.partition("=")[0] not in told]
-    return f"{bare}?{'&'.join([query, *kept])}"
+    told = {pair.partition("=")[0] for pair in query.split("&")} | {"alt"}  # how Gemini is to stream
+    asked = [query, *(pair for pair in own.split("&") if pair.partition("=")[0] not in told)]
+    return "?".join(filter(None, (bare, "&".join(filter(None, asked)))))
 
 
 def _counting(url: str, endpoint: Endpoint) -> str:

@@ -78,6 +78,8 @@ class When(Strict):
     def _both_times(self) -> When:
         if (self.since is None) != (self.until is None):
             raise ValueError("since and until go together")
+        if self.since is not None and self.since == self.until:
+            raise ValueError("since and until are the same: leave both out for the whole day")
         return self
 
     def unmet(self, exchange: Exchange, *, input_tokens: int, now: datetime) -> str | None:

@@ -94,9 +94,16 @@ class ModelServer:
         if not _streams(request, told) and script != "stream anyway":
             return self._whole(dialect, answer)
         asked = bool((told.get("stream_options") or {}).get("include_usage"))
-        return await self._stream(
-            request, dialect, events(dialect, answer, tells_usage=asked), answer, script
-        )
+        stream = events(dialect, answer, tells_usage=asked)
+        if dialect == "google" and request.query.get("alt") != "sse":
+            return self._array(stream, answer)
+        return await self._stream(request, dialect, stream, answer, script)
+
+    def _array(self, stream: list[bytes], answer: Answer) -> web.Response:
+        """Gemini's stream for who does not ask for events: one array."""
+        body = b"[" + b",\r\n".join(event.removeprefix(b"data: ").strip() for event in stream) + b"]"
+        self.sent.append(body)
+        return web.Response(body=body, content_type="application/json", headers=_ids("google", answer))
 
     def _is_refused(self, script: str, path: str) -> bool:
         metered = path.startswith(("/anthropic", "/openai"))

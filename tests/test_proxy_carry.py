@@ -282,6 +282,23 @@ def test_gemini(place: Place) -> None:
     assert [call["output_tokens"] for call in calls] == [5, 5]
 
 
+def test_geminis_stream_is_an_array_to_who_does_not_ask_for_events(place: Place) -> None:
+    """So it is at Google. No other dialect has the like: there the caller is told what to ask for."""
+    body = {"contents": [{"role": "user", "parts": [{"text": "say hello"}]}]}
+    path = "/v1beta/models/{}:streamGenerateContent"
+    status, headers, answer = place.post(path.format("gemini-2.5-flash"), body, x_goog_api_key="AIza-mine")
+    assert (status, answer, place.last.query) == (200, place.models.sent[-1], "")
+    assert len(json.loads(answer)) > 1
+    [call] = place.calls(f"request_id = '{headers['x-request-id']}'")
+    assert (call["output_tokens"], call["streaming"]) == (5, True)
+    status, _, answer = place.post(path.format("gpt-5"), body, authorization=f"Bearer {OPENAI_KEY}")
+    assert status == 400 and b"without ?alt=sse" in answer
+    status, _, answer = place.post(
+        path.format("gpt-5") + "?alt=sse", body, authorization=f"Bearer {OPENAI_KEY}"
+    )
+    assert status == 200 and answer.startswith(b"data: ")
+
+
 STREAMED = [
     ("/v1/chat/completions", said(model="gpt-5", stream=True, stream_options={"include_usage": True})),
     ("/v1/messages", said(model="claude-opus-4-5", max_tokens=9, stream=True)),

@@ -223,7 +223,11 @@ def test_a_budget_that_is_spent_says_so_and_keeps_clients_from_retrying() -> Non
         status, headers, body = render(found, wire_format)
         assert (status, headers["retry-after"], headers["x-should-retry"]) == (429, "7200", "false")
         assert b"team-a" in body
-    assert json.loads(render(found, CHAT)[2])["error"]["code"] == "budget_exceeded"
+    assert all(
+        json.loads(render(found, wire_format)[2])["error"]["code"] == "budget_exceeded"
+        for wire_format in (CHAT, RESPONSES, EMBEDDINGS, MESSAGES)
+    )
+    assert b"BUDGET_EXCEEDED" in render(found, GOOGLE)[2]
 
 
 def test_an_error_ends_a_stream_as_its_format_has_it() -> None:

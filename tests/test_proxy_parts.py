@@ -435,7 +435,16 @@ def test_what_is_left_chooses_the_target(
     assert served("b")[0] is None
 
 
-@pytest.mark.parametrize("when", [{"min_budget_left": 0.2}, {"min_budget_left": "1.5"}, {"budget": "0.2"}])
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"min_budget_left": 0.2},
+        {"min_budget_left": "1.5"},
+        {"budget": "0.2"},
+        {"since": "08:00"},
+        {"since": "08:00", "until": "08:00"},
+    ],
+)
 def test_conditions_are_read_strictly(when: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         When.model_validate(when)

@@ -30,7 +30,9 @@ _READYZ = "wait until /readyz answers 200; its `reasons` say what is missing"
 
 KINDS: dict[str, Kind] = {
     "invalid_request": Kind(400, "The request is not valid", "correct what `errors` names, send it again"),
-    "call_refused": Kind(400, "The call would be refused", "do what `detail` says; nothing was sent"),
+    "call_refused": Kind(
+        400, "The call would be refused", "nothing was sent; the detail names the ways to settle it"
+    ),
     "invalid_cursor": Kind(400, "The cursor does not fit", "start without `cursor`, with the same filters"),
     "sql_error": Kind(400, "The query failed", "correct it; `DESCRIBE calls` lists a table's columns"),
     "sql_refused": Kind(400, "The statement is not allowed", "send one SELECT, WITH, EXPLAIN or DESCRIBE"),
