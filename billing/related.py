@@ -40,13 +40,12 @@ WHERE o.started_at BETWEEN ? AND ? AND o.role = 'call'
     OR o.trace_lo IN (SELECT trace_lo FROM traces))
 """
 _ALIKE = """
-SELECT o.row_no AS row FROM observations o
-WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call' AND EXISTS (
-  SELECT 1 FROM asked p WHERE p.fingerprint_key = o.fingerprint_key
-    AND o.started_at <= p.until + ? AND o.ended_at >= p.since - ?
-    AND NOT (p.all_response AND o.response_key IS NOT NULL)
-    AND NOT (p.all_request AND o.request_key IS NOT NULL)
-    AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event)))
+SELECT DISTINCT o.row_no AS row FROM observations o JOIN asked p USING (fingerprint_key)
+WHERE o.started_at BETWEEN ? AND ? AND o.ended_at >= ? AND o.role = 'call'
+  AND o.started_at <= p.until + ? AND o.ended_at >= p.since - ?
+  AND NOT (p.all_response AND o.response_key IS NOT NULL)
+  AND NOT (p.all_request AND o.request_key IS NOT NULL)
+  AND (p.layer IS NULL OR o.layer <> p.layer OR (o.signal = 'log' AND o.name <> p.event))
 """
 _AROUND = """
 SELECT o.row_no AS row FROM observations o
