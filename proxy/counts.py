@@ -37,48 +37,59 @@ class Counts:
     reported_cost_usd: Decimal | None = None
 
 
-_CACHE_READ: Final = (
-    "cache_read_tokens",
-    "prompt_cache_hit_tokens",  # DeepSeek
-    "cached_tokens",  # Moonshot
-    "prompt_tokens_details.cached_tokens",
-    "input_tokens_details.cached_tokens",
-    "cache_read_input_tokens",
-    "prompt_tokens_details.cache_read_tokens",
-    "prompt_tokens_details.cache_read_input_tokens",
-    "num_cached_tokens",
-)
-_CACHE_WRITE: Final = (
-    "cache_creation_tokens",
-    "cache_creation_input_tokens",
-    "cache_write_tokens",
-    "prompt_tokens_details.cache_write_tokens",
-    "prompt_tokens_details.cache_creation_tokens",
-    "prompt_tokens_details.cache_creation_input_tokens",  # Qwen
-    "input_tokens_details.cache_write_tokens",
-    "input_tokens_details.cache_creation_tokens",
-    "input_tokens_details.cache_creation_input_tokens",
-)
-_WRITE_5M: Final = (
-    "cache_creation.ephemeral_5m_input_tokens",
-    "prompt_tokens_details.cache_creation.ephemeral_5m_input_tokens",
-)
-_WRITE_1H: Final = (
-    "cache_creation.ephemeral_1h_input_tokens",
-    "prompt_tokens_details.cache_creation.ephemeral_1h_input_tokens",
-)
-_REASONING: Final = (
-    "completion_tokens_details.reasoning_tokens",
-    "output_tokens_details.reasoning_tokens",
-    "output_tokens_details.thinking_tokens",
-    "reasoning_tokens",
-)
-_WEB_SEARCHES: Final = ("server_tool_use.web_search_requests", "num_search_queries")
-_ANTHROPIC_ONLY: Final = (
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    *_WRITE_5M[:1],
-    *_WRITE_1H[:1],
+_KEYS: Final = {
+    "input": ("prompt_tokens", "input_tokens"),
+    "output": ("completion_tokens", "output_tokens"),
+    "total": ("total_tokens",),
+    "read": (
+        "cache_read_tokens",
+        "prompt_cache_hit_tokens",  # DeepSeek
+        "cached_tokens",  # Moonshot
+        "prompt_tokens_details.cached_tokens",
+        "input_tokens_details.cached_tokens",
+        "cache_read_input_tokens",
+        "prompt_tokens_details.cache_read_tokens",
+        "prompt_tokens_details.cache_read_input_tokens",
+        "num_cached_tokens",
+    ),
+    "write": (
+        "cache_creation_tokens",
+        "cache_creation_input_tokens",
+        "cache_write_tokens",
+        "prompt_tokens_details.cache_write_tokens",
+        "prompt_tokens_details.cache_creation_tokens",
+        "prompt_tokens_details.cache_creation_input_tokens",  # Qwen
+        "input_tokens_details.cache_write_tokens",
+        "input_tokens_details.cache_creation_tokens",
+        "input_tokens_details.cache_creation_input_tokens",
+    ),
+    "write_5m": (
+        "cache_creation.ephemeral_5m_input_tokens",
+        "prompt_tokens_details.cache_creation.ephemeral_5m_input_tokens",
+    ),
+    "write_1h": (
+        "cache_creation.ephemeral_1h_input_tokens",
+        "prompt_tokens_details.cache_creation.ephemeral_1h_input_tokens",
+    ),
+    "reasoning": (
+        "completion_tokens_details.reasoning_tokens",
+        "output_tokens_details.reasoning_tokens",
+        "output_tokens_details.thinking_tokens",
+        "reasoning_tokens",
+    ),
+    "audio_input": ("prompt_tokens_details.audio_tokens", "input_tokens_details.audio_tokens"),
+    "audio_output": ("completion_tokens_details.audio_tokens", "output_tokens_details.audio_tokens"),
+    "web_searches": ("server_tool_use.web_search_requests", "num_search_queries"),
+}
+"""What providers call each count, the best known name first."""
+_MEANINGS: Final = {key: (name, rank) for name, keys in _KEYS.items() for rank, key in enumerate(keys)}
+_ANTHROPIC_ONLY: Final = frozenset(
+    {
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "cache_creation.ephemeral_5m_input_tokens",
+        "cache_creation.ephemeral_1h_input_tokens",
+    }
 )
 _COST_TICK_USD: Final = Decimal("1e-10")  # xAI's unit
 
@@ -99,9 +110,11 @@ def _numbers(usage: dict[str, Any], prefix: str) -> Iterator[tuple[str, Number]]
 
 
 def _number(value: Any) -> Number | None:
+    if type(value) is int:  # nearly all of them; a bool is not
+        return value if value >= 0 else None
     if isinstance(value, float):  # some tell tokens as 12.0; costs are decimals before they get here
         value = int(value) if value.is_integer() else None
-    known = isinstance(value, int | Decimal) and not isinstance(value, bool)
+    known = isinstance(value, (int, Decimal)) and not isinstance(value, bool)
     return value if known and value >= 0 else None
 
 
@@ -139,37 +152,48 @@ def counts_of(usage: Flat, *, anthropic: bool = False, embeddings: bool = False)
     """What the merged usage of one answer comes to. `anthropic`: the format tells input without cache."""
     if "promptTokenCount" in usage or "totalTokenCount" in usage or "candidatesTokenCount" in usage:
         return _google(usage)
-    read, write, write_1h = _first(usage, _CACHE_READ), _cache_write(usage), _first(usage, _WRITE_1H)
-    told_input = _first(usage, ("prompt_tokens", "input_tokens"))
-    told_output = _first(usage, ("completion_tokens", "output_tokens"))
-    total, cached = _first(usage, ("total_tokens",)), (read or 0) + (write or 0)
+    told = _by_meaning(usage)
+    read, write = told.get("read"), _cache_write(told)
+    told_input, told_output = told.get("input"), told.get("output")
+    total, cached = told.get("total"), (read or 0) + (write or 0)
     if embeddings:
         told_input = told_input if told_input is not None else total
         told_output = 0 if told_input is not None and told_output is None else told_output
-    apart = "prompt_tokens" not in usage and (anthropic or any(key in usage for key in _ANTHROPIC_ONLY))
+    apart = "prompt_tokens" not in usage and (anthropic or not _ANTHROPIC_ONLY.isdisjoint(usage))
     whole_input = _inclusive_input(told_input, cached, total, told_output, apart)
-    reasoning = _first(usage, _REASONING)
+    reasoning = told.get("reasoning")
     return Counts(
         input_tokens=whole_input,
         cache_read_tokens=read,
         cache_write_tokens=write,
-        cache_write_1h_tokens=write_1h,
+        cache_write_1h_tokens=told.get("write_1h"),
         output_tokens=_inclusive_output(told_output, reasoning, total, whole_input),
         reasoning_tokens=reasoning,
-        audio_input_tokens=_first(
-            usage, ("prompt_tokens_details.audio_tokens", "input_tokens_details.audio_tokens")
-        ),
-        audio_output_tokens=_first(
-            usage, ("completion_tokens_details.audio_tokens", "output_tokens_details.audio_tokens")
-        ),
-        usage_details=_details(usage),
+        audio_input_tokens=told.get("audio_input"),
+        audio_output_tokens=told.get("audio_output"),
+        usage_details={"web_searches": searches} if (searches := told.get("web_searches")) else {},
         reported_cost_usd=_reported_cost(usage),
     )
 
 
-def _cache_write(usage: Flat) -> int | None:
+def _by_meaning(usage: Flat) -> dict[str, int]:
+    """Each count that was told: by the first of its names that tells more than zero, else 0."""
+    told: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    for key, value in usage.items():
+        if (known := _MEANINGS.get(key)) is None or (count := _count(value)) is None:
+            continue
+        name, rank = known
+        if count and (not told.get(name) or rank < ranks[name]):
+            told[name], ranks[name] = count, rank
+        else:
+            told.setdefault(name, 0)
+    return told
+
+
+def _cache_write(told: dict[str, int]) -> int | None:
     """All writes: the total that was told, or its parts where they come to more (some totals stay 0)."""
-    total, short, long = _first(usage, _CACHE_WRITE), _first(usage, _WRITE_5M), _first(usage, _WRITE_1H)
+    total, short, long = told.get("write"), told.get("write_5m"), told.get("write_1h")
     if short is None and long is None:
         return total
     return max(total or 0, (short or 0) + (long or 0))
@@ -215,11 +239,6 @@ def _google(usage: Flat) -> Counts:
     )
 
 
-def _details(usage: Flat) -> dict[str, int]:
-    searches = _first(usage, _WEB_SEARCHES)
-    return {"web_searches": searches} if searches else {}
-
-
 def _reported_cost(usage: Flat) -> Decimal | None:
     """USD, as the provider claims: OpenRouter and kin, Perplexity, xAI."""
     for key in ("cost", "cost.total_cost", "cost_details.upstream_inference_cost"):
@@ -238,6 +257,8 @@ def _first(usage: Flat, keys: tuple[str, ...]) -> int | None:
 
 
 def _count(value: Number | None) -> int | None:
+    if type(value) is int:
+        return value if value <= MAX_TOKENS else None
     if value is None or value != int(value) or value > MAX_TOKENS:
         return None
     return int(value)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Final
 
 from .counts import Counts, Flat, counts_of, flattened, merged
 from .json_values import objects
 from .wire import WireFormat
 
-_IDENTITY_EVENTS: Final = 8  # an id that did not come within so many events does not come
 _MAX_WORD: Final = 200
 _ENDS: Final = ("message_stop", "response.completed", "response.incomplete")
 _FAILS: Final = ("error", "response.failed")
@@ -46,17 +44,18 @@ class Told(Counts):
         return self.input_tokens is not None and self.output_tokens is not None
 
 
-@dataclass(slots=True)
 class Reading:
     """Everything that the payloads so far said."""
 
-    wire_format: WireFormat
-    _usage: Flat = field(default_factory=dict[str, int | Decimal])
-    _words: dict[str, str] = field(default_factory=dict[str, str])
-    _finish: dict[int, str] = field(default_factory=dict[int, str])
-    _ended: bool = False
-    _error: tuple[str, bytes] | None = None
-    _seen: int = 0
+    __slots__ = ("_ended", "_error", "_finish", "_usage", "_words", "wire_format")
+
+    def __init__(self, wire_format: WireFormat) -> None:
+        self.wire_format = wire_format
+        self._usage: Flat = {}
+        self._words: dict[str, str] = {}
+        self._finish: dict[int, str] = {}
+        self._ended = False
+        self._error: tuple[str, bytes] | None = None
 
     def copy(self) -> Reading:
         twin = copy(self)
@@ -64,8 +63,9 @@ class Reading:
         return twin
 
     @property
-    def needs_identity(self) -> bool:
-        return "id" not in self._words and self._seen < _IDENTITY_EVENTS
+    def lacks_identity(self) -> bool:
+        """Whether nothing has told yet who answers."""
+        return "id" not in self._words or "model" not in self._words
 
     @property
     def ended(self) -> bool:
@@ -86,28 +86,45 @@ class Reading:
 
         failed: its event was named an error, whatever it says itself.
         """
-        self._seen += 1
         if not isinstance(payload, dict):
             return
         inner = _inner(payload)
-        for usage in usages_in(payload, inner):
-            self._usage = merged(self._usage, flattened(usage)) if self._usage else flattened(usage)
-            self._name("tier", _TRAFFIC.get(str(usage.get("trafficType")), usage.get("service_tier")))
-            self._name("speed", usage.get("speed"))
-            self._name("region", usage.get("inference_geo"))
+        choices = objects(payload.get("choices"))
+        for usage in usages_in(payload, inner, choices):
+            self.take_usage(usage)
+        self._name_answerer(inner)
+        if "service_tier" in inner:
+            self._name("tier", inner["service_tier"])
+        finished = choices if inner is payload else objects(inner.get("choices"))
+        self._finish.update(_finishes(payload, inner, finished))
+        self._ended = self._ended or payload.get("type") in _ENDS
+        if (error := _error(payload, inner, choices, failed=failed)) is not None:
+            self._error = error, raw
+
+    def identify(self, payload: Any) -> None:
+        """Who answers, as far as nothing else has told it: from a payload that can tell of nothing more."""
+        if not isinstance(payload, dict):
+            return
+        inner = _inner(payload)
+        self._name_answerer(inner)
+        if "tier" not in self._words:
+            self._name("tier", inner.get("service_tier"))
+
+    def _name_answerer(self, inner: dict[str, Any]) -> None:
         if "id" not in self._words:
             self._name("id", inner.get("id") or inner.get("responseId"))
         if "model" not in self._words:
             self._name("model", inner.get("model") or inner.get("modelVersion"))
-        self._name("tier", inner.get("service_tier"))
-        self._finish.update(_finishes(payload, inner))
-        self._ended = self._ended or payload.get("type") in _ENDS
-        if (error := _error(payload, inner, failed=failed)) is not None:
-            self._error = error, raw
 
     def take_usage(self, usage: Any) -> None:
-        """A usage object found by itself, in a document too large or too broken to parse."""
-        self._usage = merged(self._usage, flattened(usage))
+        """A usage object, also one found by itself in a document too large or too broken to parse."""
+        self._usage = merged(self._usage, flattened(usage)) if self._usage else flattened(usage)
+        if isinstance(usage, dict):
+            for key, word in _USAGE_WORDS.items():
+                if key in usage:
+                    self._name(word, usage[key])
+            if "trafficType" in usage:
+                self._name("tier", _TRAFFIC.get(str(usage["trafficType"])))
 
     def told(self) -> Told:
         counts = counts_of(
@@ -117,13 +134,23 @@ class Reading:
         )
         if self._error and not counts.input_tokens and not counts.output_tokens:
             counts = Counts()  # a failed call that tells no usage, or only zeros, tells nothing
+        words = self._words
         return Told(
-            **{name: getattr(counts, name) for name in Counts.__dataclass_fields__},
-            response_id=self._words.get("id"),
-            response_model=self._words.get("model"),
-            service_tier=self._words.get("tier"),
-            speed=self._words.get("speed"),
-            region=self._words.get("region"),
+            input_tokens=counts.input_tokens,
+            cache_read_tokens=counts.cache_read_tokens,
+            cache_write_tokens=counts.cache_write_tokens,
+            cache_write_1h_tokens=counts.cache_write_1h_tokens,
+            output_tokens=counts.output_tokens,
+            reasoning_tokens=counts.reasoning_tokens,
+            audio_input_tokens=counts.audio_input_tokens,
+            audio_output_tokens=counts.audio_output_tokens,
+            usage_details=counts.usage_details,
+            reported_cost_usd=counts.reported_cost_usd,
+            response_id=words.get("id"),
+            response_model=words.get("model"),
+            service_tier=words.get("tier"),
+            speed=words.get("speed"),
+            region=words.get("region"),
             finish_reasons=tuple(reason for _, reason in sorted(self._finish.items())),
             complete=self._error is None and (self._ended or self._came_to_an_end()),
             error_type=self._error[0] if self._error else None,
@@ -148,27 +175,31 @@ def _inner(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
-def usages_in(payload: dict[str, Any], inner: dict[str, Any]) -> list[dict[str, Any]]:
+def usages_in(
+    payload: dict[str, Any], inner: dict[str, Any], choices: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Every usage object of a payload and of the answer inside it, wherever providers put it."""
     holders = [inner] if inner is payload else [inner, payload]
     if isinstance(groq := payload.get("x_groq"), dict):
         holders.append(groq)
-    holders += objects(payload.get("choices"))  # Moonshot tells it within the choice
+    holders += choices  # Moonshot tells it within the choice
     return [usage for each in holders for key in _USAGE_KEYS if isinstance(usage := each.get(key), dict)]
 
 
 _USAGE_KEYS: Final = ("usage", "usageMetadata")
+_USAGE_WORDS: Final = {"service_tier": "tier", "speed": "speed", "inference_geo": "region"}
 
 
-def _finishes(payload: dict[str, Any], inner: dict[str, Any]) -> dict[int, str]:
+def _finishes(
+    payload: dict[str, Any], inner: dict[str, Any], choices: list[dict[str, Any]]
+) -> dict[int, str]:
     """Why it ended, by the choice's index."""
     found: dict[int, str] = {}
-    for key in ("choices", "candidates"):
-        for place, choice in enumerate(objects(inner.get(key))):
-            reason = choice.get("finish_reason") or choice.get("finishReason")
-            if isinstance(reason, str):
-                found[_index(choice, place)] = reason
-    if (stopped := _stopped(payload, inner)) is not None:
+    for place, choice in enumerate(choices or objects(inner.get("candidates"))):
+        reason = choice.get("finish_reason") or choice.get("finishReason")
+        if isinstance(reason, str):
+            found[_index(choice, place)] = reason
+    if not choices and (stopped := _stopped(payload, inner)) is not None:
         found[0] = stopped
     return found
 
@@ -192,14 +223,17 @@ def _index(choice: dict[str, Any], place: int) -> int:
     return index if isinstance(index, int) else place
 
 
-def _error(payload: dict[str, Any], inner: dict[str, Any], *, failed: bool) -> str | None:
+def _error(
+    payload: dict[str, Any], inner: dict[str, Any], choices: list[dict[str, Any]], *, failed: bool
+) -> str | None:
     """The provider's word for the error that a payload tells of; None if it tells of none."""
-    holders = (payload, inner, *objects(payload.get("choices")))
-    error = next((holder["error"] for holder in holders if holder.get("error")), None)
     base = payload.get("base_resp")  # MiniMax
     if isinstance(base, dict) and base.get("status_code"):
         return str(base["status_code"])
-    if error is None and not failed and payload.get("type") not in _FAILS:
+    error = payload.get("error") or inner.get("error")
+    for choice in choices:
+        error = error or choice.get("error")
+    if not error and not failed and payload.get("type") not in _FAILS:
         return None
     told = error if isinstance(error, dict) else payload
     word = next(

@@ -12,8 +12,9 @@ from decimal import Decimal
 from fnmatch import translate
 from typing import Final
 
-from ingest.call_report import Value, attributes, begun, encode
+from ingest.call_report import Value, attributes, begun, encode, opened
 from proxy.exchange import Attempt, CredentialKind, Exchange, Outcome
+from proxy.usage import Told
 from proxy.wire import WireFormat
 
 __all__ = ["record_of"]
@@ -41,26 +42,27 @@ def record_of(exchange: Exchange, attempt: Attempt) -> bytes:
     """The attempt as it stands now, encoded for the journal. What cannot change any more is written once."""
     if not attempt.begun:
         attempt.begun = _begun(exchange, attempt)
+    told = _answer(attempt)
+    if attempt.status is not None:
+        told |= _heard(attempt)
+        if attempt.told is not None:
+            told |= _said(attempt.told)
     return encode(
         attempt.begun,
-        attributes(_answer(attempt)),
-        attributes(_heard(attempt)) if attempt.status is not None else b"",
+        attributes(told),
         end_ns=max(time.time_ns(), attempt.started_ns),
         failed=_refused(attempt) or attempt.outcome in _NEVER_SENT,
     )
 
 
 def _begun(exchange: Exchange, attempt: Attempt) -> bytes:
-    caller, target, way = exchange.caller, attempt.target, attempt.way
-    operation = _OPERATIONS.get(exchange.wire_format, "chat")
+    way = attempt.way
     if not way.attributes:
-        way.attributes = attributes(
-            {"gen_ai.operation.name": operation, **_whose(exchange), **_target(exchange, attempt)}
-        )
-    opened = begun(
-        *(exchange.trace_id, attempt.span_id, caller.parent_span_id),
-        name=f"{operation} {target.model}"[:_MAX_TEXT],
-        start_ns=attempt.started_ns,
+        operation = _OPERATIONS.get(exchange.wire_format, "chat")
+        told = {"gen_ai.operation.name": operation, **_whose(exchange), **_target(exchange, attempt)}
+        way.attributes = opened(f"{operation} {way.target.model}"[:_MAX_TEXT]) + attributes(told)
+    which = begun(
+        *(exchange.trace_id, attempt.span_id, exchange.caller.parent_span_id), start_ns=attempt.started_ns
     )
     own = {
         "tollbook.session": exchange.session_id,
@@ -69,7 +71,7 @@ def _begun(exchange: Exchange, attempt: Attempt) -> bytes:
         "tollbook.fallback_from": attempt.fallback_from and attempt.fallback_from[:_MAX_TEXT],
         "tollbook.reservation_id": attempt.reservation_id,
     }
-    return opened + way.attributes + attributes(own)
+    return which + way.attributes + attributes(own)
 
 
 def _whose(exchange: Exchange) -> dict[str, Value | None]:
@@ -120,18 +122,19 @@ def _answer(attempt: Attempt) -> dict[str, Value | None]:
 
 def _heard(attempt: Attempt) -> dict[str, Value | None]:
     """What the provider said of it."""
-    told, headers = attempt.told, attempt.headers
-    first = attempt.first_byte_s
-    said: dict[str, Value | None] = {
+    headers, first = attempt.headers, attempt.first_byte_s
+    return {
         "tollbook.request_id": next(
             (headers[name][:_MAX_TEXT] for name in REQUEST_ID_HEADERS if name in headers), None
         ),
         "gen_ai.response.time_to_first_chunk": None if first is None else max(first - attempt.started_s, 0.0),
         "tollbook.headers": _told_by_headers(attempt),
     }
-    if told is None:
-        return said
-    return said | {
+
+
+def _said(told: Told) -> dict[str, Value | None]:
+    """What the answer told of itself."""
+    return {
         "gen_ai.response.id": told.response_id,
         "gen_ai.response.model": told.response_model,
         "tollbook.service_tier": told.service_tier,
@@ -141,7 +144,14 @@ def _heard(attempt: Attempt) -> dict[str, Value | None]:
         "tollbook.usage_complete": told.complete,
         "tollbook.usage.reported_cost_usd": _written_usd(told.reported_cost_usd),
         "tollbook.usage.web_searches": told.usage_details.get("web_searches"),
-        **{key: getattr(told, name) for name, key in _USAGE.items()},
+        "gen_ai.usage.input_tokens": told.input_tokens,
+        "gen_ai.usage.output_tokens": told.output_tokens,
+        "gen_ai.usage.cache_read.input_tokens": told.cache_read_tokens,
+        "gen_ai.usage.cache_write.input_tokens": told.cache_write_tokens,
+        "tollbook.usage.cache_write_1h_tokens": told.cache_write_1h_tokens,
+        "gen_ai.usage.reasoning.output_tokens": told.reasoning_tokens,
+        "tollbook.usage.audio_input_tokens": told.audio_input_tokens,
+        "tollbook.usage.audio_output_tokens": told.audio_output_tokens,
     }
 
 
@@ -151,18 +161,6 @@ def _written_usd(amount: Decimal | None) -> str | None:
 
 def _refused(attempt: Attempt) -> bool:
     return attempt.status is not None and attempt.status >= 300
-
-
-_USAGE: Final = {
-    "input_tokens": "gen_ai.usage.input_tokens",
-    "output_tokens": "gen_ai.usage.output_tokens",
-    "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
-    "cache_write_tokens": "gen_ai.usage.cache_write.input_tokens",
-    "cache_write_1h_tokens": "tollbook.usage.cache_write_1h_tokens",
-    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
-    "audio_input_tokens": "tollbook.usage.audio_input_tokens",
-    "audio_output_tokens": "tollbook.usage.audio_output_tokens",
-}
 
 
 def _told_by_headers(attempt: Attempt) -> str | None:

@@ -46,7 +46,7 @@ class EventReader:
     @property
     def is_between_events(self) -> bool:
         """Whether everything that came so far is of whole events."""
-        return not (self._line or self._data or self._name or self._after_cr or self._first_line)
+        return not (self._line or self._data or self._name or self._after_cr)
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes."""

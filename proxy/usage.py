@@ -25,46 +25,33 @@ _PARSED_WHOLE_VECTORS_BYTES: Final = 256 << 10
 _EDGE_BYTES: Final = 64 << 10
 _BOM: Final = b"\xef\xbb\xbf"
 
-# What makes an event worth parsing. In text that a model wrote these quotes are escaped. Each mark is a word
-# to look for, which is fast, and the pattern that it must begin.
-_Marks = tuple[tuple[bytes, re.Pattern[bytes]], ...]
+# What makes an event worth parsing: one of these words in quotes, where it is not the name of a null. In text
+# that a model wrote these quotes are escaped, and no word is cut in two by the lines of an event. One pattern
+# looks for all words of a format, since each search of its own would walk through all of a stream.
+_NOT_NULL: Final = r'"(?!: ?null)'
+_USAGE: Final = "usage" + _NOT_NULL
+_ERROR: Final = 'error"'
 
 
-def _marks(*patterns: bytes) -> _Marks:
-    return tuple((pattern.partition(b"\\")[0], re.compile(pattern)) for pattern in patterns)
+def _any(*words: str) -> re.Pattern[bytes]:
+    return re.compile(f'"(?:{"|".join(words)})'.encode())
 
 
-_USAGE: Final = rb'"usage"\s*:\s*\{'
-_ERROR: Final = rb'"error"\s*:'
 _WORTH: Final = {
-    WireFormat.OPENAI_CHAT: _marks(_USAGE, rb'"finish_reason"\s*:\s*"', _ERROR, rb'"base_resp"'),
-    WireFormat.OPENAI_RESPONSES: _marks(
-        _USAGE, rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"', _ERROR + rb'\s*[{"]'
+    WireFormat.OPENAI_CHAT: _any(_USAGE, "finish_reason" + _NOT_NULL, _ERROR, 'base_resp"'),
+    WireFormat.OPENAI_RESPONSES: _any(
+        _USAGE, r'response\.(?:completed|incomplete|failed)"', "error" + _NOT_NULL
     ),
-    WireFormat.ANTHROPIC_MESSAGES: _marks(
-        _USAGE, rb'"type"\s*:\s*"(?:message_start|message_delta|message_stop|error)"', _ERROR
-    ),
-    WireFormat.OPENAI_EMBEDDINGS: _marks(_USAGE),
-    WireFormat.GOOGLE_GENERATE: _marks(
-        rb'"usageMetadata"', rb'"finishReason"', rb'"error"', rb'"blockReason"'
-    ),
+    WireFormat.ANTHROPIC_MESSAGES: _any(_USAGE, 'message_(?:start|delta|stop)"', _ERROR, 'base_resp"'),
+    WireFormat.OPENAI_EMBEDDINGS: _any(_USAGE),
+    WireFormat.GOOGLE_GENERATE: _any('usageMetadata"', 'finishReason"', _ERROR, 'blockReason"'),
 }
-_OUTSIDE: Final = ((DONE, re.compile(re.escape(DONE))), *_marks(rb"event:\s*error"))
-"""What can be worth it outside an event's data."""
-_ANYWHERE: Final = {wire_format: (*_OUTSIDE, *marks) for wire_format, marks in _WORTH.items()}
-
-
-def _first(marks: _Marks, data: bytes) -> int:
-    """Where the first mark stands; the length of the data if there is none."""
-    first = len(data)
-    for word, pattern in marks:
-        at = data.find(word, 0, first)
-        if at >= 0 and (found := pattern.search(data, at)) is not None:
-            first = min(first, found.start())
-    return first
-
-
+_NAMED_ERROR: Final = re.compile(rb"event: ?error")
+_EVENT_BEGINS: Final = (b"data:", b"event:")
 _EVENT_END: Final = b"\n\n"
+_NAMED: Final = re.compile(rb'"(?:id|responseId)": ?"[^"]')
+_EARLY_EVENTS: Final = 8
+"""An id that did not come within so many events does not come."""
 _USAGE_OBJECT: Final = re.compile(r'"(?:usage|usageMetadata)"\s*:\s*(?=\{)')
 
 
@@ -77,19 +64,18 @@ class UsageTap:
     def __init__(self, wire_format: WireFormat) -> None:
         self._reading = Reading(wire_format)
         self._worth = _WORTH[wire_format]
-        self._marks = _ANYWHERE[wire_format]
-        vectors = wire_format is WireFormat.OPENAI_EMBEDDINGS
-        limit = _PARSED_WHOLE_VECTORS_BYTES if vectors else _PARSED_WHOLE_BYTES
-        self._document: _Document | None = _Document(limit)
+        self._streams = False
+        self._document: _Document | None = None
         self._events = EventReader()
+        self._early: list[bytes] = []
+        self._is_early = True
 
     def feed(self, chunk: bytes) -> None:
-        if self._document is not None:
-            self._document.feed(chunk)
-            if self._document.is_json() is not False:
-                return
-            chunk, self._document = self._document.bytes(), None
-        if self._reading.needs_identity and (end := chunk.find(_EVENT_END) + len(_EVENT_END)) > 1:
+        if not self._streams and not (chunk := self._begun(chunk)):
+            return
+        while chunk and (self._is_early or not self._events.is_between_events):
+            end = chunk.find(_EVENT_END)
+            end = end + len(_EVENT_END) if end >= 0 else len(chunk)
             self._take(chunk[:end])
             chunk = chunk[end:]
         if quiet := self._quiet_bytes(chunk):
@@ -97,18 +83,36 @@ class UsageTap:
         if chunk:
             self._take(chunk)
 
+    def _begun(self, chunk: bytes) -> bytes:
+        """What has come of a stream of events; empty while it is, or may be, a document."""
+        if self._document is None:
+            if chunk.startswith(_EVENT_BEGINS):
+                self._streams = True
+                return chunk
+            vectors = self._reading.wire_format is WireFormat.OPENAI_EMBEDDINGS
+            self._document = _Document(_PARSED_WHOLE_VECTORS_BYTES if vectors else _PARSED_WHOLE_BYTES)
+        self._document.feed(chunk)
+        if self._document.is_json() is not False:
+            return b""
+        chunk, self._document, self._streams = self._document.bytes(), None, True
+        return chunk
+
     def _take(self, chunk: bytes) -> None:
         for event in self._events.feed(chunk):
             self._read(event, self._reading)
 
     def _quiet_bytes(self, chunk: bytes) -> int:
-        """How much of a chunk is whole events, of one line of data each, that cannot hold anything."""
-        if self._reading.needs_identity or not self._events.is_between_events:
+        """How much of a chunk is whole events that cannot hold anything."""
+        if not self._events.is_between_events:
             return 0
-        first = _first(self._marks, chunk)
-        end = chunk.rfind(_EVENT_END, 0, first) + len(_EVENT_END)
-        one_line_each = chunk.count(b"data:", 0, end) <= chunk.count(_EVENT_END, 0, end)
-        return end if end > 1 and one_line_each else 0
+        found = self._worth.search(chunk)
+        first = len(chunk) if found is None else found.start()
+        if (done := chunk.find(DONE, 0, first)) >= 0:
+            first = done
+        if (failed := _NAMED_ERROR.search(chunk, 0, first)) is not None:
+            first = failed.start()
+        end = chunk.rfind(_EVENT_END, 0, first)
+        return end + len(_EVENT_END) if end >= 0 else 0
 
     @property
     def ended(self) -> bool:
@@ -122,22 +126,33 @@ class UsageTap:
 
     def told(self) -> Told:
         """What the bytes so far tell; also of an event or document that stands unfinished at the end."""
-        rest = self._events.pending() if self._document is None else None
-        if self._document is None and rest is None:
-            return self._reading.told()
-        reading = self._reading.copy()
+        rest = self._events.pending() if self._streams else None
+        reading = self._reading
+        if self._document is not None or rest is not None:
+            reading = reading.copy()
         if self._document is not None:
             self._document.read_into(reading)
         elif rest is not None:
             self._read(rest, reading)
+        self._identify(reading, [*self._early, rest.data] if rest is not None else self._early)
         return reading.told()
+
+    def _identify(self, reading: Reading, early: list[bytes]) -> None:
+        """Look into the first events where those that had to be read did not tell who answers."""
+        if early and (reading.lacks_identity or any(b'"service_tier"' in data for data in early)):
+            for data in early:
+                reading.identify(_parsed(data))
 
     def _read(self, event: Event, reading: Reading) -> None:
         failed = event.name == b"error"
         if event.data.startswith(DONE):
             reading.end()
-        elif failed or reading.needs_identity or _first(self._worth, event.data) < len(event.data):
+        elif failed or self._worth.search(event.data) is not None:
             reading.take(_parsed(event.data), event.data, failed=failed)
+            self._is_early = self._is_early and reading.lacks_identity
+        elif self._is_early and reading is self._reading:
+            self._early.append(event.data)
+            self._is_early = len(self._early) < _EARLY_EVENTS and _NAMED.search(event.data) is None
 
 
 class _Document:

@@ -24,7 +24,7 @@ from billing.plan_advice import windows_told
 from billing.reservation_desk import ReservationDesk
 from catalog.endpoints import Endpoint
 from catalog.quote import Quotes
-from ingest.call_report import attributes, begun, encode
+from ingest.call_report import attributes, begun, encode, opened
 from ingest.journal import Journal, read_frames
 from proxy.allowance import Allowance
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
@@ -223,9 +223,9 @@ def test_a_span_written_by_hand_reads_as_the_generated_classes_write_it() -> Non
         "no": None,
         "yes": True,
     }
-    opened = begun(b"t" * 16, b"s" * 8, b"p" * 8, name="chat gpt-5", start_ns=10**18)
-    one = encode(opened, attributes(values), end_ns=10**18 + 5, failed=True)
-    several = ExportTraceServiceRequest.FromString(one + encode(opened, end_ns=10**18) + one)
+    begin = begun(b"t" * 16, b"s" * 8, b"p" * 8, start_ns=10**18) + opened("chat gpt-5")
+    one = encode(begin, attributes(values), end_ns=10**18 + 5, failed=True)
+    several = ExportTraceServiceRequest.FromString(one + encode(begin, end_ns=10**18) + one)
     assert [len(each.scope_spans[0].spans[0].attributes) for each in several.resource_spans] == [6, 0, 6]
     read = several.resource_spans[0].scope_spans[0]
     [told] = read.spans

@@ -81,9 +81,10 @@ class Reader:
         if not self._started and (payload.get("id") or payload.get("choices")):
             self._started = True
             yield Started(word(payload.get("id")), word(payload.get("model")))
-        for usage in usages_in(payload, payload):
+        choices = objects(payload.get("choices"))
+        for usage in usages_in(payload, payload, choices):
             self._usage = merged(self._usage, flattened(usage))
-        for choice in objects(payload.get("choices")):
+        for choice in choices:
             if choice.get("index", 0) in (0, None):
                 delta = choice.get("delta") or choice.get("message")
                 yield from self._delta(delta if isinstance(delta, dict) else {})
