@@ -149,7 +149,9 @@ async def _while_there(serving: Awaitable[None], client: Client, receive: Receiv
 
 def _exchange(head: CallHead, body: bytes) -> Exchange:
     """The request, read once. Raises Refused."""
-    _check_kind(head.headers)
+    if not head.is_plain:
+        _check_kind(head.headers)
+        head.is_plain = True
     try:
         request = parse(body)
         return Exchange(head, said(head.operation, request), body, request)

@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
         self.answer: Answer | None = None
         self.idle_since_s = 0.0
         self._on_idle = on_idle
+        self.parts: list[bytes] = []
+        self.on_body = self.parts.append  # told by the parser for each part, without a step of our own
         self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._stays = False
@@ -73,6 +75,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> Answer:
         """Send a request; its answer, of which the head has come. Raises UpstreamError."""
+        self.parts.clear()
         answer = self.answer = Answer(self)
         self._head_bytes = 0
         self.transport.write(request)
@@ -143,9 +146,10 @@ class Connection(asyncio.Protocol):
     # --- httptools ---
 
     def on_message_begin(self) -> None:
-        """Another answer than the one that was asked for spoils the connection."""
+        """Another answer than the one that was asked for spoils the connection, and nothing of it is read."""
         if self.answer is not None and self.answer.complete:
             self.answer.fail(Broken("the provider answered more than it was asked"))
+            raise httptools.HttpParserError
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which nobody asked for."""
@@ -161,11 +165,6 @@ class Connection(asyncio.Protocol):
             answer.raw_headers.clear()
         else:
             answer.begin(status)
-
-    def on_body(self, body: bytes) -> None:
-        """A part of the body."""
-        if (answer := self.answer) is not None and not answer.complete:
-            answer.parts.append(body)
 
     def on_message_complete(self) -> None:
         """The end, as the length or the last chunk tells it."""
@@ -183,7 +182,7 @@ class Answer:
         self.headers: dict[str, str] = {}
         self.complete = False
         self._connection = connection
-        self.parts: list[bytes] = []
+        self.parts = connection.parts
         self._waiting_bytes = 0
         self._failure: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None

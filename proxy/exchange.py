@@ -85,14 +85,25 @@ class Way:
 class CallHead:
     """What comes before a call's body. A program sends the same head with every call, so whoever keeps one
     for the next call keeps what was worked out from it: the caller, the targets, the ways to them. `version`
-    is that of the chooser who chose them.
+    is that of the chooser who chose them; `is_plain`: its body was found to be what it must be.
     """
 
-    __slots__ = ("_targets", "_ways", "caller", "headers", "operation", "path", "query", "version")
+    __slots__ = (
+        "_targets",
+        "_ways",
+        "caller",
+        "headers",
+        "is_plain",
+        "operation",
+        "path",
+        "query",
+        "version",
+    )
 
     def __init__(self, operation: Operation, path: str, query: bytes, headers: Headers) -> None:
         self.operation, self.path, self.query, self.headers = operation, path, query, headers
         self.caller: Caller = read_caller(headers, query)
+        self.is_plain = False
         self.version: object = None
         self._targets: dict[Hashable, Target] = {}
         self._ways: dict[tuple[int, bool], Way] = {}

@@ -24,7 +24,7 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger("tollbook.proxy")
 
-GATHERED_S: Final = 0.02
+GATHERED_S: Final = 0.05
 """Records that come within so long are one entry of the journal, since each entry wakes its writer, the disk
 and the ledger. A kill loses none of them: they stand in their slots.
 """

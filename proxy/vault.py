@@ -62,6 +62,7 @@ class Vault:
 
     def __init__(self, directory: Path, *, key_file: Path | None = None) -> None:
         self._path = directory / "vault.json"
+        self._place = str(self._path)  # with every call a Path would cost more than what is asked of it
         self._key_file = key_file or directory / "vault.key"
         self._stamp: tuple[int, int] | None = None
         self._version = 0
@@ -71,7 +72,7 @@ class Vault:
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in the order they were added. Raises VaultError."""
         try:
-            told = self._path.stat()
+            told = os.stat(self._place)  # noqa: PTH116
         except FileNotFoundError:
             stamp = _NO_FILE
         else:
