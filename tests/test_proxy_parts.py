@@ -29,7 +29,7 @@ from ingest.journal import Journal, read_frames
 from proxy.allowance import Allowance
 from proxy.catalogue import SIGNED, SPOKEN, Catalogue
 from proxy.choice import Chooser
-from proxy.connection import Broken, Timeouts, TooSlow, Unreachable
+from proxy.connection import Broken, Connection, Timeouts, TooSlow, Unreachable
 from proxy.doors import Door, DoorSettings
 from proxy.edits import with_model, with_stream_usage
 from proxy.exchange import Attempt, CallHead, CredentialKind, Exchange, Outcome, Way
@@ -657,3 +657,25 @@ async def test_what_cannot_be_reached_has_seen_nothing() -> None:
         await _asked("http://localhost:9", "say hello", local=False)
     with pytest.raises(Unreachable, match="by https"):
         await _asked("http://1.1.1.1:9", "say hello", local=True)
+
+
+# --- connections ---
+
+
+async def test_nothing_of_an_answer_that_nobody_asked_for_is_read() -> None:
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for body in (b"asked for", b"not asked for"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    kept: list[Connection] = []
+    async with await asyncio.start_server(twice, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(lambda: Connection(Timeouts(), kept.append), "127.0.0.1", port)
+        answer = await made.ask(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert await answer.whole(1000) == b"asked for"
+        answer.close()
+    assert not kept
