@@ -71,6 +71,14 @@ class Kinds:
             f"FROM {self.rows} r JOIN {self.table} k USING (kind)"
         )
 
+    def select(self, columns: str, *, where: str) -> str:
+        """A query for these columns of the rows for which `where` holds, a condition on what is their own.
+
+        Asked of the view, DuckDB would look up the kinds of all rows before it leaves most of them out.
+        """
+        own = f"SELECT *, rowid AS row_no FROM {self.rows} WHERE {where}"
+        return f"SELECT {columns} FROM ({own}) JOIN {self.table} USING (kind)"
+
     def numbered(self, frame: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Rows with the number of their kind in place of what they share, in their order, and the kinds that
         are new; `known`: what `newest` selects.
@@ -97,6 +105,6 @@ class Kinds:
     def forget_unused(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Delete the kinds that no row names; the newest stays, so that no number ever means another kind."""
         connection.execute(
-            f"DELETE FROM {self.table} WHERE kind NOT IN (SELECT kind FROM {self.rows}) "
+            f"DELETE FROM {self.table} WHERE kind NOT IN (SELECT DISTINCT kind FROM {self.rows}) "
             f"AND kind < (SELECT max(kind) FROM {self.table})"
         )

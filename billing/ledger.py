@@ -492,11 +492,8 @@ class Ledger:
     def _calls_named(self, named: pl.DataFrame) -> pl.DataFrame:
         """The current calls of these ids (`call_id`) that start at these hours (`hour`)."""
         with frames(self._db, wanted=named):
-            query = (
-                f"SELECT {_CALL_COLUMNS} FROM calls WHERE started_at IN (SELECT hour FROM wanted) "
-                "AND call_id IN (SELECT call_id FROM wanted)"
-            )
-            return read(self._db, query)
+            these = "started_at IN (SELECT hour FROM wanted) AND call_id IN (SELECT call_id FROM wanted)"
+            return read(self._db, CALL_KINDS.select(_CALL_COLUMNS, where=these))
 
     def _revised(self, charged: pl.DataFrame, old: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The stored calls that these replace, and the calls to write; what did not change is in neither."""
@@ -516,10 +513,8 @@ class Ledger:
         """The current calls that any of these observations may have lent its identity."""
         low, high = window_of(observed, column="started_at")
         with frames(self._db, wanted=observed.select(call_id(*IDENTITY).alias("call_id"))):
-            query = (
-                f"SELECT {_CALL_COLUMNS} FROM calls WHERE started_at BETWEEN ? AND ? "
-                "AND call_id IN (SELECT call_id FROM wanted)"
-            )
+            near = "started_at BETWEEN ? AND ? AND call_id IN (SELECT call_id FROM wanted)"
+            query = CALL_KINDS.select(_CALL_COLUMNS, where=near)
             return read(self._db, query, [low - HORIZON, high + HORIZON])
 
     def _retire(self, replaced: pl.DataFrame, commit_no: int) -> None:

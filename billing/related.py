@@ -17,7 +17,7 @@ from billing.charges import COUNTED, call_id
 from billing.fingerprint import INSTANT_SLACK, clustered, reach, told
 from billing.fusion import HORIZON, MAX_SHARED, SLACK, traces_to_walk
 from billing.standing import REACH, telling
-from billing.store import OBSERVED, frames, read, staged
+from billing.store import OBSERVATION_KINDS, OBSERVED, frames, read, staged
 from ingest.observation import LINKS
 
 IDENTITY = ["id_hi", "id_lo"]
@@ -97,7 +97,7 @@ def _identities(
     with frames(connection, wanted=wanted.select("id_lo")):
         found = read(
             connection,
-            f"SELECT o.id_hi, o.id_lo FROM observations o WHERE {within} "
+            f"SELECT o.id_hi, o.id_lo FROM {OBSERVATION_KINDS.rows} o WHERE {within} "
             "o.id_lo IN (SELECT id_lo FROM wanted)",
             window or (),
         )
@@ -332,12 +332,12 @@ def observations(connection: duckdb.DuckDBPyConnection, rows: pl.DataFrame) -> p
         return pl.DataFrame(schema=OBSERVED)
     wanted = rows["row"]
     if len(wanted) <= _LISTED:
-        where = f"row_no IN ({', '.join(map(str, wanted.to_list()))})"
+        where = f"rowid IN ({', '.join(map(str, wanted.to_list()))})"
     else:
         first, last = wanted.to_numpy().min(), wanted.to_numpy().max()
-        where = f"row_no BETWEEN {first} AND {last} AND row_no IN (SELECT row FROM wanted)"
+        where = f"rowid BETWEEN {first} AND {last} AND rowid IN (SELECT row FROM wanted)"
     with frames(connection, wanted=rows):
-        query = f"SELECT {', '.join(OBSERVED)} FROM observations WHERE {where}"
+        query = OBSERVATION_KINDS.select(", ".join(OBSERVED), where=where)
         return read(connection, query).cast(dict(OBSERVED))  # type: ignore[arg-type]
 
 

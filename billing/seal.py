@@ -127,7 +127,7 @@ class Seals:
         self._db.execute(f"DELETE FROM {STAGING}.hot.sealed_days WHERE day = ?", [day])
         self._db.execute(f"INSERT INTO {STAGING}.hot.sealed_days VALUES (?, ?)", [day, file])
         self._db.execute(f"DELETE FROM {_ROWS} WHERE {_DAY} = ?", [day])
-        self._db.execute(f"DELETE FROM {_KINDS} WHERE kind NOT IN (SELECT kind FROM {_ROWS})")
+        self._db.execute(f"DELETE FROM {_KINDS} WHERE kind NOT IN (SELECT DISTINCT kind FROM {_ROWS})")
 
     def _files(self) -> list[str]:
         query = f"SELECT file FROM {STAGING}.hot.sealed_days ORDER BY day"
