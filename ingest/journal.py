@@ -99,6 +99,7 @@ class Journal:
         self.released = spans[0].base if spans else 0
         self._ended = deque(span for span in spans if span.end > span.base)
         self._arrived: list[_Waiting] = []
+        self._is_due = False
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="journal-segments")
         self._writer = SegmentWriter(
@@ -129,11 +130,16 @@ class Journal:
         """Bytes taken in and not yet released."""
         return self.durable + self.queued_bytes - self.released
 
-    async def append(self, kind: int, body: bytes, *, received_at_ns: int) -> int:
-        """Put one record on disk; the position after it once it is there. JournalFull if that failed."""
-        return await self.submit(kind, body, received_at_ns=received_at_ns)
+    async def append(self, kind: int, body: bytes, *, received_at_ns: int, gather_s: float = 0.0) -> int:
+        """Put one record on disk; the position after it once it is there. JournalFull if that failed.
 
-    def submit(self, kind: int, body: bytes, *, received_at_ns: int) -> asyncio.Future[int]:
+        It may wait `gather_s` for others that come alone too: each group costs a turn of the writer's thread.
+        """
+        return await self.submit(kind, body, received_at_ns=received_at_ns, gather_s=gather_s)
+
+    def submit(
+        self, kind: int, body: bytes, *, received_at_ns: int, gather_s: float = 0.0
+    ) -> asyncio.Future[int]:
         """The same for who goes on meanwhile: the future has the position, or what went wrong."""
         if self._closing:
             raise JournalError("the journal is closed")
@@ -142,7 +148,10 @@ class Journal:
         loop = self._loop or self._bind_loop()
         done: asyncio.Future[int] = loop.create_future()
         self.queued_bytes += HEADER_BYTES + len(body)
-        if not self._arrived:
+        if gather_s and not self._arrived:
+            loop.call_later(gather_s, self._hand_over)
+        elif not gather_s and not self._is_due:
+            self._is_due = True
             loop.call_soon(self._hand_over)
         self._arrived.append(_Waiting(done, kind, received_at_ns, body))
         return done
@@ -182,6 +191,7 @@ class Journal:
 
     def _hand_over(self) -> None:
         """Wake the writer once for all that arrived in this round of the loop: wake-ups cost both threads."""
+        self._is_due = False
         if self._arrived:
             self._tasks.put(self._arrived)
             self._arrived = []

@@ -96,6 +96,20 @@ async def test_one_group_one_wake_up(tmp_path: Path) -> None:
     await journal.close()
 
 
+async def test_records_that_may_wait_are_written_with_the_first_that_may_not(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path, segment_bytes=SMALL)
+    patient = [journal.submit(Kind.CONTROL, b"patient", received_at_ns=n, gather_s=3600) for n in range(3)]
+    done, _ = await asyncio.wait(patient, timeout=0.05)
+    assert not done
+    last = await journal.append(Kind.CONTROL, b"hurried", received_at_ns=3)
+    assert [each.result() for each in patient] == [(n + 1) * (HEADER_BYTES + 7) for n in range(3)]
+    assert (last, journal.groups) == (4 * (HEADER_BYTES + 7), 1)
+    assert await journal.append(Kind.CONTROL, b"alone", received_at_ns=4, gather_s=0.001) == journal.durable
+    left = journal.submit(Kind.CONTROL, b"left", received_at_ns=5, gather_s=3600)
+    await journal.close()
+    assert left.result() == journal.durable
+
+
 async def test_a_frame_larger_than_a_segment_gets_a_segment_of_its_size(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path, segment_bytes=SMALL)
     bodies = [b"a" * 100, os.urandom(5 * SMALL), b"b" * 100, os.urandom(SMALL - HEADER_BYTES)]

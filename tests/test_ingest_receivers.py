@@ -25,6 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from ingest.grpc_receiver import Crowd
 from ingest.http_receiver import is_otlp_path
 from ingest.intake import Reason, Transport
 from ingest.journal import Kind
@@ -287,6 +288,27 @@ async def test_what_is_not_otlp_is_400_with_a_status_in_its_encoding(
     assert "tollbook-offset" not in answer.headers
     assert server.intake.journal.durable == 0
     assert server.intake.counts.refused[Reason.NOT_OTLP] == 1
+
+
+async def test_grpc_calls_that_come_together_are_few_groups(server: Receivers) -> None:
+    async with grpc.aio.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(f"/{SHAPES[Signal.TRACES].grpc_service}/Export")
+        for _ in range(4):
+            await asyncio.gather(*(call(trace_request()) for _ in range(40)))
+    assert len(server.frames()) == 160
+    assert server.intake.journal.groups < 100
+
+
+def test_callers_who_are_few_wait_for_no_others() -> None:
+    crowd = Crowd()
+    assert [crowd.begin() > 0 for _ in range(4)] == [False, False, True, True]
+    for _ in range(4):
+        crowd.end()
+    waits = []
+    for _ in range(3):  # one by one: only the first cannot know that it is alone
+        waits.append(crowd.begin() > 0)
+        crowd.end()
+    assert waits == [True, False, False]
 
 
 async def test_grpc_garbage_is_invalid_argument(server: Receivers) -> None:
