@@ -46,7 +46,8 @@ _WORTH: Final = {
     WireFormat.OPENAI_EMBEDDINGS: _any(_USAGE),
     WireFormat.GOOGLE_GENERATE: _any('usageMetadata"', 'finishReason"', _ERROR, 'blockReason"'),
 }
-_NAMED_ERROR: Final = re.compile(rb"event: ?error")
+_TELLING: Final = re.compile(rb"event: ?(?:error|response\.(?:completed|incomplete|failed)|message_)")
+"""Names of events that are worth parsing whatever stands in them."""
 _EVENT_BEGINS: Final = (b"data:", b"event:")
 _EVENT_END: Final = b"\n\n"
 _NAMED: Final = re.compile(rb'"(?:id|responseId)": ?"[^"]')
@@ -109,8 +110,8 @@ class UsageTap:
         first = len(chunk) if found is None else found.start()
         if (done := chunk.find(DONE, 0, first)) >= 0:
             first = done
-        if (failed := _NAMED_ERROR.search(chunk, 0, first)) is not None:
-            first = failed.start()
+        if (named := _TELLING.search(chunk, 0, first)) is not None:
+            first = named.start()
         end = chunk.rfind(_EVENT_END, 0, first)
         return end + len(_EVENT_END) if end >= 0 else 0
 
@@ -147,7 +148,7 @@ class UsageTap:
         failed = event.name == b"error"
         if event.data.startswith(DONE):
             reading.end()
-        elif failed or self._worth.search(event.data) is not None:
+        elif _TELLING.match(b"event:" + event.name) or self._worth.search(event.data) is not None:
             reading.take(_parsed(event.data), event.data, failed=failed)
             self._is_early = self._is_early and reading.lacks_identity
         elif self._is_early and reading is self._reading:

@@ -205,6 +205,16 @@ def test_what_the_provider_claims_it_cost_is_kept_exactly() -> None:
         assert told(CHAT, json.dumps(body).encode()).reported_cost_usd == Decimal(cost)
 
 
+@pytest.mark.parametrize("cut", [1, 7, 10_000])
+def test_an_event_is_read_for_its_name_where_its_data_does_not_repeat_it(cut: int) -> None:
+    ended = {"response": {"incomplete_details": {"reason": "content_filter"}}}
+    stream = encoded(b'{"delta":"Half"}', b"response.output_text.delta") + encoded(
+        json.dumps(ended).encode(), b"response.incomplete"
+    )
+    answer = told(RESPONSES, *(stream[at : at + cut] for at in range(0, len(stream), cut)))
+    assert answer.finish_reasons == ("content_filter",)
+
+
 def test_how_a_responses_stream_ends() -> None:
     body = {"id": "resp_1", "object": "response", "model": "gpt-5.5", "service_tier": "auto", "usage": None}
     created = {"type": "response.created", "response": {**body, "status": "in_progress"}}
