@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +20,19 @@ from proxy.translate import (
     CannotCarry,
     answer_translator,
     chat_answer,
-    chat_request,
+    chat_request_reader,
+    chat_request_writer,
     events,
     google_answer,
-    google_request,
+    google_request_reader,
+    google_request_writer,
     messages_answer,
-    messages_request,
-    responses_answer,
-    responses_request,
+    messages_request_reader,
+    messages_request_writer,
+    responses_answer_reader,
+    responses_answer_writer,
+    responses_request_reader,
+    responses_request_writer,
     translate_request,
     translated,
 )
@@ -49,16 +55,16 @@ from proxy.wire import WireFormat
 CHAT, RESPONSES, EMBEDDINGS, MESSAGES, GOOGLE = WireFormat
 FORMATS = [CHAT, RESPONSES, MESSAGES, GOOGLE]
 READERS: dict[WireFormat, Callable[..., Request]] = {
-    CHAT: chat_request.read,
-    RESPONSES: responses_request.read,
-    MESSAGES: messages_request.read,
-    GOOGLE: google_request.read,
+    CHAT: chat_request_reader.read,
+    RESPONSES: responses_request_reader.read,
+    MESSAGES: messages_request_reader.read,
+    GOOGLE: google_request_reader.read,
 }
 WRITERS: dict[WireFormat, Callable[..., tuple[dict[str, Any], list[str]]]] = {
-    CHAT: chat_request.write,
-    RESPONSES: responses_request.write,
-    MESSAGES: messages_request.write,
-    GOOGLE: google_request.write,
+    CHAT: chat_request_writer.write,
+    RESPONSES: responses_request_writer.write,
+    MESSAGES: messages_request_writer.write,
+    GOOGLE: google_request_writer.write,
 }
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=6)
@@ -136,7 +142,7 @@ def plain(request: Request) -> Request:
 def read_again(request: Request, wire_format: WireFormat) -> Request:
     body = json.loads(json.dumps(WRITERS[wire_format](request)[0]))
     if wire_format is GOOGLE:
-        return google_request.read(body, request.model, streaming=request.streaming)
+        return google_request_reader.read(body, request.model, streaming=request.streaming)
     return READERS[wire_format](body, request.model)
 
 
@@ -197,7 +203,11 @@ def told(answer: events.Answer) -> list[events.Event]:
 
 ANSWERS: dict[WireFormat, Any] = {
     CHAT: chat_answer,
-    RESPONSES: responses_answer,
+    RESPONSES: SimpleNamespace(
+        Reader=responses_answer_reader.Reader,
+        Writer=responses_answer_writer.Writer,
+        body_of=responses_answer_writer.body_of,
+    ),
     MESSAGES: messages_answer,
     GOOGLE: google_answer,
 }

@@ -24,13 +24,18 @@ from ..sse import Event as ServerEvent
 from ..wire import WireFormat
 from . import (
     chat_answer,
-    chat_request,
+    chat_request_reader,
+    chat_request_writer,
     google_answer,
-    google_request,
+    google_request_reader,
+    google_request_writer,
     messages_answer,
-    messages_request,
-    responses_answer,
-    responses_request,
+    messages_request_reader,
+    messages_request_writer,
+    responses_answer_reader,
+    responses_answer_writer,
+    responses_request_reader,
+    responses_request_writer,
 )
 from .conversation import CannotCarry, Json, Request
 from .events import Answer, Event, Failed, Finished, collected
@@ -76,26 +81,26 @@ def translated(
     """
     request = _read(body, source, model, streaming)
     written, left_out = _REQUEST_WRITERS[target](request)
-    lost = chat_request.strip(written, chat_lacks) if target is _CHAT else []
+    lost = chat_request_writer.strip(written, chat_lacks) if target is _CHAT else []
     return Translated(written, tuple(dict.fromkeys((*request.left_out, *left_out, *lost))))
 
 
 def _read(body: Json, source: WireFormat, model: str, streaming: bool) -> Request:
     if source is _GOOGLE:
-        return google_request.read(body, model, streaming=streaming)
+        return google_request_reader.read(body, model, streaming=streaming)
     return _REQUEST_READERS[source](body, model)
 
 
 _REQUEST_READERS: Final[Mapping[WireFormat, Callable[[Json, str], Request]]] = {
-    _CHAT: chat_request.read,
-    _RESPONSES: responses_request.read,
-    _MESSAGES: messages_request.read,
+    _CHAT: chat_request_reader.read,
+    _RESPONSES: responses_request_reader.read,
+    _MESSAGES: messages_request_reader.read,
 }
 _REQUEST_WRITERS: Final[Mapping[WireFormat, Callable[[Request], tuple[Json, list[str]]]]] = {
-    _CHAT: chat_request.write,
-    _RESPONSES: responses_request.write,
-    _MESSAGES: messages_request.write,
-    _GOOGLE: google_request.write,
+    _CHAT: chat_request_writer.write,
+    _RESPONSES: responses_request_writer.write,
+    _MESSAGES: messages_request_writer.write,
+    _GOOGLE: google_request_writer.write,
 }
 
 
@@ -112,19 +117,19 @@ class _Writer(Protocol):
 
 _READERS: Final[Mapping[WireFormat, Callable[[], _Reader]]] = {
     _CHAT: chat_answer.Reader,
-    _RESPONSES: responses_answer.Reader,
+    _RESPONSES: responses_answer_reader.Reader,
     _MESSAGES: messages_answer.Reader,
     _GOOGLE: google_answer.Reader,
 }
 _WRITERS: Final[Mapping[WireFormat, Callable[[Json, str, int], _Writer]]] = {
     _CHAT: chat_answer.Writer,
-    _RESPONSES: responses_answer.Writer,
+    _RESPONSES: responses_answer_writer.Writer,
     _MESSAGES: messages_answer.Writer,
     _GOOGLE: google_answer.Writer,
 }
 _BODIES: Final[Mapping[WireFormat, Callable[[Answer, Json, int], Json]]] = {
     _CHAT: chat_answer.body_of,
-    _RESPONSES: responses_answer.body_of,
+    _RESPONSES: responses_answer_writer.body_of,
     _MESSAGES: messages_answer.body_of,
     _GOOGLE: google_answer.body_of,
 }

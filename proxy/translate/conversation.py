@@ -7,6 +7,7 @@ place, a writer the names of what its format cannot say; both end as `CannotCarr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -272,3 +273,12 @@ def merged_turns(messages: Iterable[Message], same: Callable[[Message, Message],
 
 def text_of(parts: Iterable[Part], joined_by: str = "") -> str:
     return joined_by.join(part.text for part in parts if isinstance(part, Text))
+
+
+def arguments_of(call: ToolCall) -> Json:
+    """The arguments as an object; a model's broken JSON becomes none."""
+    try:
+        parsed = json.loads(call.arguments or "{}")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

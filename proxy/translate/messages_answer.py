@@ -9,7 +9,7 @@ from ..counts import Counts, Flat, counts_of, flattened, merged
 from ..json_values import dumps, object_in, objects, word
 from ..sse import encoded
 from ..wire import WireFormat
-from .conversation import Json, Text, Thinking, ToolCall
+from .conversation import Json, Text, Thinking, ToolCall, arguments_of
 from .events import (
     Answer,
     CallDelta,
@@ -25,7 +25,6 @@ from .events import (
     ThoughtDelta,
     ThoughtEnded,
 )
-from .messages_request import arguments_of
 
 _ORIGIN: Final = WireFormat.ANTHROPIC_MESSAGES
 _REASONS: Final[dict[str, Reason]] = {
