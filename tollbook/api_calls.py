@@ -105,14 +105,20 @@ async def answer_calls(readers: ReaderPool, query: CallsQuery) -> bytes:
         place = Cursor.decode(query.cursor, query.fingerprint())
         where.append("started_at <= ?::TIMESTAMPTZ AND (started_at < ?::TIMESTAMPTZ OR call_id < ?)")
         params += [place.started_at, place.started_at, place.call_id]
-    sql = (
-        f"SELECT {COLUMNS} FROM calls{' WHERE ' + ' AND '.join(where) if where else ''}"  # our names
-        " ORDER BY started_at DESC, call_id DESC"
-    )
-    answer = await readers.query(sql, params, max_rows=query.limit)
+    times = await readers.query(_newest("started_at", where), params, max_rows=query.limit + 1)
+    if found := times.records():
+        where.append("started_at >= ?::TIMESTAMPTZ")
+        params.append(found[-1]["started_at"])
+    answer = await readers.query(_newest(COLUMNS, where), params, max_rows=query.limit)
     rows = answer.records()
     last = Cursor(rows[-1]["started_at"], rows[-1]["call_id"]) if answer.truncated else None
     return orjson.dumps({"calls": rows, "next_cursor": last.encode(query.fingerprint()) if last else None})
+
+
+def _newest(columns: str, where: list[str]) -> str:
+    """Calls, the newest first. Asked for their times first, few rows have to be put together for a page."""
+    conditions = f" WHERE {' AND '.join(where)}" if where else ""
+    return f"SELECT {columns} FROM calls{conditions} ORDER BY started_at DESC, call_id DESC"  # our names
 
 
 async def answer_call(house: House, call_id: str) -> bytes:
