@@ -87,13 +87,13 @@ class Kinds:
         lacking = [pl.lit(None).cast(known.schema[name]).alias(name) for name in shared if name not in frame]
         frame = frame.with_columns(lacking)
         types = {name: frame.schema[name] for name in shared}
+        last = known["kind"].max() or 0
+        assert isinstance(last, int)
         known = known.cast({"kind": pl.UInt64(), **types}).unique(shared)  # type: ignore[dict-item]
         told = frame.join(known, on=shared, how="left", nulls_equal=True, maintain_order="left")
         strange = told["kind"].is_null()
         new = told.filter(strange).select(shared).unique(maintain_order=True)
         if len(new):
-            last = known["kind"].max() or 0
-            assert isinstance(last, int)
             new = new.select(
                 pl.int_range(last + 1, last + 1 + len(new), dtype=pl.UInt64()).alias("kind"), *shared
             )
